@@ -1,0 +1,28 @@
+# make serve [ARGS="--port 9000"]   set up what is missing, start the server
+# make test  [ARGS="-k stream"]     set up what is missing, run the tests
+# make check                        ruff, mypy and the import rules
+.PHONY: serve test check format lock clean
+
+serve:
+	@scripts/install.sh serve
+	@exec .venv/bin/softserve serve $(ARGS)
+
+test:
+	@scripts/install.sh test
+	.venv/bin/pytest $(ARGS)
+
+check:
+	@scripts/install.sh test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format:
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+lock:
+	scripts/lock.sh
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""What runs the model. vLLM is imported in this folder only."""

@@ -1,0 +1,83 @@
+"""What the rest of softserve needs from an engine."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.generation import GenerationChunk, SamplingControls
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a running engine has loaded. `context_window` and `vocabulary_size` are in tokens."""
+
+    model: str
+    device: str
+    dtype: str
+    context_window: int
+    vocabulary_size: int
+    engine: str
+    engine_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A tokenized prompt and its place in the request."""
+
+    index: int
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How the completions of a prompt are made, and what is reported of each position."""
+
+    sampling: SamplingControls
+    logprobs: int | None = None
+
+
+class Engine(Protocol):
+    """A base model that tokenizes, generates and scores.
+
+    Every method but `start` needs a started engine. Each may raise `EngineDied`.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def died(self) -> bool:
+        """Whether a started engine can never answer again."""
+
+    async def start(self) -> None:
+        """Load the model. Raises `StartError` with a sentence for the operator."""
+
+    async def stop(self) -> None:
+        """End the engine's processes. Safe to call in any state, more than once."""
+
+    async def tokenize(self, text: str) -> list[int]:
+        """The token ids of `text`, with the model's own special tokens around it."""
+
+    async def tokenize_chat(self, user: str, system: str | None) -> list[int]:
+        """The token ids of one user message in the model's chat template.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or its template refuses the messages.
+        """
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token alone; a part of a character shows as U+FFFD."""
+
+    def generate(
+        self, request_id: str, prompt: Prompt, decoding: Decoding
+    ) -> AsyncGenerator[GenerationChunk]:
+        """Yield the chunks of all completions of one prompt. Leaving early frees their place."""
+
+    async def abort_all(self) -> None:
+        """End every completion in flight, with the text it has and finish_reason `abort`."""
+
+    async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
+        """The model's log probabilities after a prompt, of shape (vocabulary_size,)."""

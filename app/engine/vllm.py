@@ -1,0 +1,309 @@
+"""The engine on vLLM's `AsyncLLM`: one process for this class, further ones for the model.
+
+The plot: find the model's folder, build the engine arguments, load, then translate requests and
+outputs between softserve's language and vLLM's. `vllm` itself is imported inside functions, after
+`prepare_environment`, because it reads its environment when it is imported.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.arguments import parse_engine_arguments
+from app.engine.environment import prepare_cpu_environment, prepare_environment
+from app.engine.model import check_model_folder, find_model
+from app.engine.protocol import Decoding, EngineInfo, Prompt
+from app.errors import EngineDied, InvalidRequest, ModelNotLoadable, ServerFull
+from app.generation import (
+    FinishReason,
+    GenerationChunk,
+    PositionLogprobs,
+    SamplingControls,
+    TokenLogprob,
+)
+from app.settings import Precision, Settings
+from app.threads import run_in_daemon_thread
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+DTYPES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+GIB = 1 << 30
+STOP_TIMEOUT_SECONDS = 10.0
+
+
+class VLLMEngine:
+    """`Engine` on vLLM. Parallelism, executors and speculative decoding are vLLM's own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._llm: AsyncLLM | None = None
+        self._info: EngineInfo | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        assert self._info is not None, "the engine has not started"
+        return self._info
+
+    @property
+    def died(self) -> bool:
+        return self._llm is not None and bool(self._llm.errored)
+
+    async def start(self) -> None:
+        await run_in_daemon_thread(self._load)
+
+    async def stop(self) -> None:
+        # Forget it here: otherwise its destructor runs when the interpreter is half gone.
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_SECONDS)
+
+    def _load(self) -> None:
+        prepare_environment(self._settings)
+        name, folder = find_model(self._settings)
+        check_model_folder(folder)
+        # Ctrl-C reaches every process of the terminal's group. A blocked signal is inherited by the
+        # engine's processes, so that they outlive it and running requests can finish.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._llm = _start_async_llm(folder, self._settings)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self._info = _describe(name, self._llm)
+
+    async def tokenize(self, text: str) -> list[int]:
+        tokenizer = self._running.get_tokenizer()
+        return await asyncio.to_thread(partial(tokenizer.encode, text, verbose=False))
+
+    async def tokenize_chat(self, user: str, system: str | None) -> list[int]:
+        messages = [{"role": "user", "content": user}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return await asyncio.to_thread(self._apply_chat_template, messages)
+
+    def _apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
+        from jinja2.exceptions import TemplateError
+
+        tokenizer = self._running.get_tokenizer()
+        if not getattr(tokenizer, "chat_template", None):
+            raise InvalidRequest(
+                "this model has no chat template: write the whole prompt yourself and leave "
+                "use_chat_template out",
+                param="use_chat_template",
+            )
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages ({error}): "
+                "leave system out, or use_chat_template",
+                param="use_chat_template",
+            ) from error
+        token_ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return token_ids
+
+    def token_text(self, token_id: int) -> str:
+        text: str = self._running.get_tokenizer().decode([token_id])
+        return text
+
+    async def generate(
+        self, request_id: str, prompt: Prompt, decoding: Decoding
+    ) -> AsyncGenerator[GenerationChunk]:
+        params = _sampling_params(decoding.sampling, decoding.logprobs)
+        async for output in self._outputs(request_id, prompt, params):
+            for completion in output.outputs:
+                yield _chunk(prompt, output, completion, decoding.logprobs)
+
+    async def abort_all(self) -> None:
+        await self._running.pause_generation(mode="abort", clear_cache=False)
+
+    async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
+        from vllm.sampling_params import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=1, logprobs=-1, flat_logprobs=True, detokenize=False
+        )
+        distribution = np.full(self.info.vocabulary_size, -np.inf, dtype=np.float32)
+        async for output in self._outputs(request_id, prompt, params):
+            # The chosen token comes first and once more at its rank: the same value twice.
+            scores = output.outputs[0].logprobs
+            distribution[np.asarray(scores.token_ids)] = scores.logprobs
+        return distribution
+
+    async def _outputs(
+        self, request_id: str, prompt: Prompt, params: "SamplingParams"
+    ) -> AsyncGenerator["RequestOutput"]:
+        """vLLM's outputs, its errors translated."""
+        from vllm.exceptions import GracefulHTTPError, VLLMClientError
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        outputs = self._running.generate(
+            tokens_input(prompt.token_ids), params, f"{request_id}-{prompt.index}"
+        )
+        try:
+            async for output in outputs:
+                yield output
+        except EngineDeadError as error:
+            raise EngineDied("the engine has died: the server restarts, try again") from error
+        except GracefulHTTPError as error:
+            raise ServerFull("the engine's queue is full: try again") from error
+        except VLLMClientError as error:
+            raise InvalidRequest(f"the engine refuses the request: {error}") from error
+        finally:
+            await outputs.aclose()
+
+    @property
+    def _running(self) -> "AsyncLLM":
+        assert self._llm is not None, "the engine has not started"
+        return self._llm
+
+
+def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
+    import vllm.platforms
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    on_cpu = vllm.platforms.current_platform.is_cpu()
+    arguments = _engine_arguments(folder, settings, on_cpu) | parse_engine_arguments(
+        settings.engine_arg, AsyncEngineArgs
+    )
+    if on_cpu:
+        prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
+    try:
+        engine_args = AsyncEngineArgs(**arguments)
+        config = engine_args.create_engine_config()
+    # vLLM refuses a model or an argument with whatever its check happens to raise.
+    except Exception as error:
+        raise ModelNotLoadable(f"vLLM cannot serve {folder}: {_reason(error)}") from error
+    try:
+        return AsyncLLM.from_vllm_config(config)
+    except Exception as error:
+        raise ModelNotLoadable(
+            f"vLLM could not load {folder}: {_reason(error)} (the engine's own error is above)"
+        ) from error
+
+
+def _engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str, Any]:
+    precision = settings.precision
+    if precision == "auto":
+        precision = "fp32" if on_cpu else "bf16"
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": DTYPES[precision],
+        "max_model_len": settings.context_window,
+        # The whole distribution, for POST /inspect.
+        "max_logprobs": -1,
+        "shutdown_timeout": ceil(settings.drain_timeout_seconds),
+        # Compiling gains 12 % on a CPU and makes the start 80 s longer.
+        "enforce_eager": on_cpu,
+    }
+    kv_cache_gib = settings.kv_cache_gib or (2.0 if on_cpu else None)
+    if kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
+    return arguments
+
+
+def _describe(name: str, llm: "AsyncLLM") -> EngineInfo:
+    import vllm
+    from vllm.platforms import current_platform
+
+    model = llm.model_config
+    return EngineInfo(
+        model=name,
+        device=current_platform.get_device_name(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        context_window=model.max_model_len,
+        vocabulary_size=model.get_vocab_size(),
+        engine="vllm",
+        engine_version=vllm.__version__,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that says something, for a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _sampling_params(sampling: SamplingControls, logprobs: int | None) -> "SamplingParams":
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        n=sampling.n,
+        max_tokens=sampling.max_new_tokens,
+        min_tokens=sampling.min_new_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k or 0,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=sampling.seed,
+        stop=list(sampling.stop),
+        ignore_eos=sampling.ignore_eos,
+        logprobs=logprobs,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _chunk(
+    prompt: Prompt,
+    output: "RequestOutput",
+    completion: "CompletionOutput",
+    num_logprobs: int | None,
+) -> GenerationChunk:
+    metrics = output.metrics
+    scheduled = metrics is not None and metrics.scheduled_ts > 0
+    return GenerationChunk(
+        prompt_index=prompt.index,
+        index=completion.index,
+        text=completion.text,
+        token_ids=tuple(completion.token_ids),
+        num_prompt_tokens=len(prompt.token_ids),
+        num_cached_tokens=output.num_cached_tokens or 0,
+        queue_seconds=metrics.scheduled_ts - metrics.queued_ts if scheduled else 0.0,
+        logprobs=tuple(
+            _position_logprobs(position, token_id, num_logprobs)
+            for position, token_id in zip(
+                completion.logprobs or (), completion.token_ids, strict=False
+            )
+        )
+        if num_logprobs is not None
+        else (),
+        finish_reason=_finish_reason(completion.finish_reason),
+    )
+
+
+def _position_logprobs(
+    position: dict[int, Any], chosen_id: int, num_logprobs: int
+) -> PositionLogprobs:
+    tokens = {
+        token_id: TokenLogprob(token_id, entry.decoded_token or "", entry.logprob)
+        for token_id, entry in position.items()
+    }
+    by_rank = sorted(position, key=lambda token_id: position[token_id].rank)
+    return PositionLogprobs(
+        chosen=tokens[chosen_id],
+        top=tuple(tokens[token_id] for token_id in by_rank[:num_logprobs]),
+    )
+
+
+def _finish_reason(reason: str | None) -> FinishReason | None:
+    match reason:
+        case None | "stop" | "length" | "abort":
+            return reason
+        case _:
+            return "abort"

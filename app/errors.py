@@ -1,0 +1,69 @@
+"""Everything that softserve refuses, in the domain's own words.
+
+No error here knows HTTP: `app/http/errors.py` holds the one table from error to status.
+Each message is shown to the caller as it is, so it says what to do.
+"""
+
+
+class SoftserveError(Exception):
+    """The root. `param` names the request field at fault, where there is one."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(SoftserveError):
+    """The request contradicts itself, or asks for what this model cannot do."""
+
+
+class ContextWindowExceeded(InvalidRequest):
+    """The prompt and its completion do not fit into the context window."""
+
+
+class Unavailable(SoftserveError):
+    """The server cannot take this request now; another try may succeed.
+
+    `retry_after_seconds` is the server's estimate of when.
+    """
+
+    retry_after_seconds = 1
+
+
+class ServerFull(Unavailable):
+    """As much work is in flight as the server admits."""
+
+
+class EngineStarting(Unavailable):
+    """The model is still loading."""
+
+    retry_after_seconds = 5
+
+
+class ServerDraining(Unavailable):
+    """The server finishes what runs and takes nothing new."""
+
+    retry_after_seconds = 5
+
+
+class EngineDied(Unavailable):
+    """The engine process ended; the server will end too, for a supervisor to restart it."""
+
+    retry_after_seconds = 30
+
+
+class StartError(SoftserveError):
+    """The server cannot start: one sentence for the operator, exit code 1."""
+
+
+class ModelNotFound(StartError):
+    """No folder and no hub repository goes by the given name."""
+
+
+class ModelNotLoadable(StartError):
+    """The model is there, but the engine cannot run it."""
+
+
+class InvalidEngineArgument(StartError):
+    """An `--engine-arg` that vLLM does not know, or that softserve sets itself."""

@@ -1,0 +1,1 @@
+"""The HTTP transport: it translates, and decides nothing."""

@@ -1,0 +1,140 @@
+"""From error to status: the one table, and the one body of every error."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.errors import (
+    ContextWindowExceeded,
+    EngineDied,
+    EngineStarting,
+    InvalidRequest,
+    ServerDraining,
+    ServerFull,
+    SoftserveError,
+    Unavailable,
+)
+from app.http.schemas import GenerateBody, InspectBody
+from app.metrics import Metrics
+
+STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
+    InvalidRequest: (422, "invalid_request"),
+    ContextWindowExceeded: (422, "context_window_exceeded"),
+    ServerFull: (503, "server_full"),
+    EngineStarting: (503, "engine_starting"),
+    ServerDraining: (503, "server_draining"),
+    EngineDied: (503, "engine_died"),
+}
+HTTP_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+HTTP_MESSAGES = {
+    404: "there is nothing at {path}: GET /docs lists what there is",
+    405: "{path} does not take {method}: GET /docs lists what it takes",
+}
+INTERNAL_MESSAGE = (
+    "the server failed on this request: its log has the reason, under the id in x-request-id"
+)
+NOT_AN_OBJECT = "the body must be a JSON object, sent with content-type: application/json"
+KNOWN_FIELDS = {*GenerateBody.model_fields, *InspectBody.model_fields}
+MAX_MESSAGES = 3
+
+ErrorBody = dict[str, dict[str, str | None]]
+
+
+def error_body(type: str, message: str, param: str | None = None) -> ErrorBody:
+    """The one body of every error. It may quote what a client sent, lone surrogates and all."""
+    return {
+        "error": {
+            "type": type,
+            "message": _sendable(message),
+            "param": None if param is None else _sendable(param),
+        }
+    }
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def describe(error: Exception) -> tuple[int, ErrorBody]:
+    """The status and the body of any error; of an unexpected one nothing is told."""
+    if isinstance(error, SoftserveError) and type(error) in STATUSES:
+        status, name = STATUSES[type(error)]
+        return status, error_body(name, error.message, error.param)
+    return 500, error_body("internal_error", INTERNAL_MESSAGE)
+
+
+def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Answer every error of the app with the one body."""
+
+    @app.exception_handler(SoftserveError)
+    async def softserve_error(request: Request, error: SoftserveError) -> JSONResponse:
+        status, body = describe(error)
+        headers = None
+        if isinstance(error, Unavailable):
+            headers = {"retry-after": str(error.retry_after_seconds)}
+        return JSONResponse(body, status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = error.errors()
+        status = 400 if errors[0]["type"] == "json_invalid" else 422
+        metrics.requests.labels(request.url.path.strip("/"), "invalid").inc()
+        return JSONResponse(_describe_validation(errors), status)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        message = HTTP_MESSAGES.get(error.status_code, str(error.detail)).format(
+            path=request.url.path, method=request.method
+        )
+        name = HTTP_TYPES.get(error.status_code, "invalid_request")
+        return JSONResponse(error_body(name, message), error.status_code, error.headers)
+
+
+def _describe_validation(errors: Iterable[Mapping[str, Any]]) -> ErrorBody:
+    described = [_describe_field(error) for error in errors]
+    messages = [message for message, _ in described[:MAX_MESSAGES]]
+    if len(described) > MAX_MESSAGES:
+        messages.append(f"and {len(described) - MAX_MESSAGES} more")
+    return error_body("invalid_request", "; ".join(messages), described[0][1])
+
+
+def _describe_field(error: Mapping[str, Any]) -> tuple[str, str | None]:
+    """A sentence for one of pydantic's errors, and the field that it is about."""
+    kind, location = error["type"], error["loc"][1:]
+    field = str(location[0]) if location else None
+    where = field if field is None else "".join([field, *(f"[{part}]" for part in location[1:])])
+    if kind == "json_invalid":
+        return f"the body is not JSON: {error['ctx']['error']}", None
+    if field is None:
+        return NOT_AN_OBJECT, None
+    match kind:
+        case "missing":
+            return f"{where} is missing: it is required", field
+        case "extra_forbidden":
+            return f"there is no field {where}{_suggestion(field)}", field
+        case "string_unicode":
+            return f"{where} holds a lone surrogate, which is not text: remove it", field
+        case "string_too_short" | "too_short":
+            return f"{where} is empty: write something in it, or leave it out", field
+        case "control_character":
+            return f"{where}: {error['msg']}", field
+        case _:
+            reason = error["msg"].replace("Input should be", "must be")
+            return f"{where} {reason}{_quoted(error['input'])}", field
+
+
+def _suggestion(field: str) -> str:
+    close = difflib.get_close_matches(field, KNOWN_FIELDS, n=1)
+    return f": did you mean {close[0]}?" if close else ": GET /docs lists the fields"
+
+
+def _quoted(value: Any) -> str:
+    """The value at fault, if it is small enough to help."""
+    if isinstance(value, str | int | float | bool) and len(shown := repr(value)) <= 40:
+        return f", not {shown}"
+    return ""

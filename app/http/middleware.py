@@ -1,0 +1,100 @@
+"""What surrounds every request: its id, its log line, its size limit, and the last resort."""
+
+import re
+import time
+import uuid
+
+import structlog
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.http.errors import describe
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID_HEADER = "x-request-id"
+VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestContext:
+    """Give a request its id, log how it ended, and answer what nothing else caught with a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status: int | None = None
+        started = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            except ClientDisconnect:
+                log.info("client disconnected")
+            except Exception as error:
+                log.exception("request failed")
+                if status is None:
+                    code, body = describe(error)
+                    await JSONResponse(body, code)(scope, receive, send_with_id)
+            finally:
+                # Probes come every few seconds: they would bury the rest.
+                record = log.debug if scope["method"] == "GET" else log.info
+                record(
+                    "request ended",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    duration_ms=round((time.perf_counter() - started) * 1000, 1),
+                )
+
+
+class BodyLimit:
+    """Refuse a body over the limit, by its declared length or once too much of it has come."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        num_received = 0
+        declared = Headers(scope=scope).get("content-length", "0")
+
+        async def receive_limited() -> Message:
+            nonlocal num_received
+            if declared.isdigit() and int(declared) > self.max_body_bytes:
+                raise self._too_large()
+            message = await receive()
+            if message["type"] == "http.request":
+                num_received += len(message.get("body", b""))
+                if num_received > self.max_body_bytes:
+                    raise self._too_large()
+            return message
+
+        await self.app(scope, receive_limited, send)
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(
+            413,
+            f"the body is over the limit of {self.max_body_bytes:,} bytes: send less at once",
+            # The rest of the body is not read, so the connection cannot be used again.
+            headers={"connection": "close"},
+        )

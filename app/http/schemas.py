@@ -1,0 +1,452 @@
+"""The wire format: what a body may hold, and what an answer holds, each field with an example.
+
+Types and plain ranges are checked here; what needs the model, or two fields at once, is checked in
+the domain.
+"""
+
+import unicodedata
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from app.generation import (
+    FinishReason,
+    GenerationRequest,
+    PromptFormat,
+    SamplingControls,
+    resolve_sampling,
+)
+from app.inspection import Filter
+from app.service import InspectionRequest
+from app.settings import Limits
+
+ALLOWED_CONTROL_CHARACTERS = "\t\n\r"
+MAX_SEED = 2**63 - 1
+
+
+def _refuse_control_characters(text: str) -> str:
+    for position, character in enumerate(text):
+        if unicodedata.category(character) == "Cc" and character not in ALLOWED_CONTROL_CHARACTERS:
+            raise PydanticCustomError(
+                "control_character",
+                "the control character U+{code} at position {position} is not text: remove it",
+                {"code": f"{ord(character):04X}", "position": position},
+            )
+    return text
+
+
+Text = Annotated[str, AfterValidator(_refuse_control_characters)]
+NonEmptyText = Annotated[Text, Field(min_length=1)]
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _one_or_more_schema(min_items: int) -> WithJsonSchema:
+    text = {"type": "string", "minLength": 1}
+    return WithJsonSchema(
+        {"anyOf": [text, {"type": "array", "items": text, "minItems": min_items}]}
+    )
+
+
+# Not a union: an error would be told once for each of its members.
+Prompts = Annotated[
+    list[NonEmptyText],
+    Field(min_length=1),
+    BeforeValidator(_one_or_more),
+    _one_or_more_schema(min_items=1),
+]
+StopStrings = Annotated[
+    list[NonEmptyText], BeforeValidator(_one_or_more), _one_or_more_schema(min_items=0)
+]
+
+
+class Body(BaseModel):
+    """A request body: strict types, no unknown fields, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PromptControls(Body):
+    """How a prompt is turned into tokens."""
+
+    use_chat_template: bool = Field(
+        False,
+        description="Wrap each prompt as a user message with the model's own chat template.",
+        examples=[True],
+    )
+    system: NonEmptyText | None = Field(
+        None,
+        description="The system message; only with `use_chat_template`.",
+        examples=["You answer in one sentence."],
+    )
+
+
+class FilterControls(Body):
+    """The controls that shape the next-token distribution."""
+
+    temperature: float | None = Field(
+        None,
+        ge=0.0,
+        le=2.0,
+        description="0 is greedy decoding, the default unless a filter is given; from 0.01 to 2, "
+        "low is careful and high is adventurous.",
+        examples=[0.7],
+    )
+    top_k: PositiveInt | None = Field(
+        None, description="Sample among the k most likely tokens only.", examples=[40]
+    )
+    top_p: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="Sample among the most likely tokens that together hold this probability.",
+        examples=[0.95],
+    )
+    min_p: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Drop tokens less likely than this fraction of the most likely one.",
+        examples=[0.05],
+    )
+
+
+class GenerateBody(PromptControls, FilterControls):
+    """One prompt or several, and how to complete them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "prompt": "What is the capital of France?",
+                    "use_chat_template": True,
+                    "max_new_tokens": 20,
+                }
+            ]
+        }
+    )
+
+    prompt: Prompts = Field(
+        description="The text to complete, or a list of texts, answered in order.",
+        examples=["The capital of France is", ["One, two,", "Red, green,"]],
+    )
+    max_new_tokens: PositiveInt | None = Field(
+        None,
+        description="The most tokens to generate (128 unless given); a limit, not a promise.",
+        examples=[64],
+    )
+    min_new_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Tokens to generate before an end-of-sequence token or a stop string counts.",
+        examples=[8],
+    )
+    repetition_penalty: float | None = Field(
+        None,
+        ge=0.1,
+        le=10.0,
+        description="Above 1, tokens of the prompt and the completion become less likely.",
+        examples=[1.1],
+    )
+    presence_penalty: float | None = Field(
+        None,
+        ge=-2.0,
+        le=2.0,
+        description="Above 0, tokens that the completion holds already become less likely.",
+        examples=[0.5],
+    )
+    frequency_penalty: float | None = Field(
+        None,
+        ge=-2.0,
+        le=2.0,
+        description="As `presence_penalty`, for each time that the completion holds the token.",
+        examples=[0.5],
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="The same seed and request give the same text; only with random sampling.",
+        examples=[7],
+    )
+    stop: StopStrings = Field(
+        default_factory=list,
+        description="End a completion before this text, or before any of these.",
+        examples=[["\n\n", "User:"]],
+    )
+    n: PositiveInt = Field(
+        1,
+        description="Completions of each prompt; above 1 only with random sampling.",
+        examples=[2],
+    )
+    ignore_eos: bool = Field(
+        False,
+        description="Go on after an end-of-sequence token, up to `max_new_tokens`.",
+        examples=[False],
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="Report each token's log probability as the model gives it (before the "
+        "sampling controls), and this many of the most likely alternatives.",
+        examples=[3],
+    )
+    return_token_ids: bool = Field(
+        False, description="Report the ids of the generated tokens.", examples=[True]
+    )
+    stream: bool = Field(
+        False, description="Answer with server-sent events, piece by piece.", examples=[True]
+    )
+
+    def to_request(self, request_id: str) -> GenerationRequest:
+        """The request in the domain's terms. Raises `InvalidRequest`."""
+        return GenerationRequest(
+            request_id=request_id,
+            prompts=tuple(self.prompt),
+            format=PromptFormat(self.use_chat_template, self.system),
+            sampling=resolve_sampling(
+                max_new_tokens=self.max_new_tokens,
+                min_new_tokens=self.min_new_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
+                seed=self.seed,
+                stop=self.stop,
+                n=self.n,
+                ignore_eos=self.ignore_eos,
+            ),
+            logprobs=self.logprobs,
+        )
+
+
+class InspectBody(PromptControls, FilterControls):
+    """A prompt, and the controls whose effect on its next token is asked for."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"prompt": "The sky is", "temperature": 0.7, "top_k": 40, "top_p": 0.95}]
+        }
+    )
+
+    prompt: NonEmptyText = Field(
+        description="The text whose next token is inspected.", examples=["The sky is"]
+    )
+    num_tokens: int = Field(
+        10, ge=1, le=1000, description="How many of the most likely tokens to show.", examples=[5]
+    )
+
+    def to_request(self, request_id: str) -> InspectionRequest:
+        """The request in the domain's terms. Raises `InvalidRequest`."""
+        return InspectionRequest(
+            request_id=request_id,
+            prompt=self.prompt,
+            format=PromptFormat(self.use_chat_template, self.system),
+            sampling=resolve_sampling(
+                max_new_tokens=1,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+            ),
+            num_tokens=self.num_tokens,
+        )
+
+
+class TokenLogprobOut(BaseModel):
+    """A token and its log probability as the model gives it."""
+
+    token_id: int = Field(description="The token's id.", examples=[7042])
+    token: str = Field(description="The token's text.", examples=[" Paris"])
+    logprob: float = Field(description="Natural logarithm of its probability.", examples=[-0.21])
+
+
+class PositionLogprobsOut(TokenLogprobOut):
+    """The token that was chosen at one position, and the most likely ones there."""
+
+    top: list[TokenLogprobOut] = Field(
+        description="The most likely tokens at this position, best first; as many as asked for.",
+        examples=[[{"token_id": 7042, "token": " Paris", "logprob": -0.21}]],
+    )
+
+
+class CompletionOut(BaseModel):
+    """One completion of one prompt."""
+
+    prompt_index: int = Field(description="Which prompt of the list, from 0.", examples=[0])
+    index: int = Field(description="Which of the n completions, from 0.", examples=[0])
+    text: str = Field(description="The generated text.", examples=["The capital is Paris."])
+    finish_reason: FinishReason = Field(
+        description="`stop`: an end-of-sequence token or a stop string; `length`: max_new_tokens; "
+        "`abort`: the server ended it, for instance while draining.",
+        examples=["stop"],
+    )
+    token_ids: list[int] | None = Field(
+        None, description="The generated tokens, where asked for.", examples=[[504, 3575]]
+    )
+    logprobs: list[PositionLogprobsOut] | None = Field(
+        None, description="One entry per generated token, where asked for.", examples=[[]]
+    )
+
+
+class SamplingOut(BaseModel):
+    """The controls in effect, defaults filled in."""
+
+    greedy: bool = Field(description="Whether decoding was greedy.", examples=[True])
+    max_new_tokens: int = Field(description="The limit in effect.", examples=[128])
+    min_new_tokens: int = Field(description="0 means no minimum.", examples=[0])
+    temperature: float = Field(description="0 means greedy.", examples=[0.0])
+    top_k: int | None = Field(description="null means no such filter.", examples=[None])
+    top_p: float = Field(description="1 means no such filter.", examples=[1.0])
+    min_p: float = Field(description="0 means no such filter.", examples=[0.0])
+    repetition_penalty: float = Field(description="1 means none.", examples=[1.0])
+    presence_penalty: float = Field(description="0 means none.", examples=[0.0])
+    frequency_penalty: float = Field(description="0 means none.", examples=[0.0])
+    seed: int | None = Field(description="null means a fresh one.", examples=[None])
+    stop: list[str] = Field(description="The stop strings.", examples=[[]])
+    n: int = Field(description="Completions of each prompt.", examples=[1])
+    ignore_eos: bool = Field(description="Whether end-of-sequence is ignored.", examples=[False])
+
+    @classmethod
+    def of(cls, sampling: SamplingControls) -> "SamplingOut":
+        return cls(**asdict(sampling) | {"stop": list(sampling.stop)}, greedy=sampling.greedy)
+
+
+class UsageOut(BaseModel):
+    """Token counts of the whole request; a prompt counts once, whatever n is."""
+
+    prompt_tokens: int = Field(description="Tokens of all prompts.", examples=[37])
+    completion_tokens: int = Field(
+        description="Tokens generated, an end-of-sequence token included.", examples=[8]
+    )
+    cached_tokens: int = Field(
+        description="Prompt tokens that came from the prefix cache.", examples=[0]
+    )
+
+
+class TimingsOut(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    queue: float = Field(
+        description="Waiting in the engine, the longest of all completions.", examples=[0.1]
+    )
+    ttft: float = Field(description="From arrival to the first token.", examples=[41.7])
+    total: float = Field(description="From arrival to the last token.", examples=[352.4])
+
+
+class GenerateAnswer(BaseModel):
+    """What `POST /generate` answers without `stream`."""
+
+    id: str = Field(
+        description="The request's id, also in the x-request-id header.",
+        examples=["0d5c3f2be1c04a54a6f1c6ea8b9f7f10"],
+    )
+    model: str = Field(description="The base model.", examples=["SmolLM2-135M-Instruct"])
+    completions: list[CompletionOut] = Field(
+        description="In order of prompt, then of index.",
+        examples=[
+            [
+                {
+                    "prompt_index": 0,
+                    "index": 0,
+                    "text": "The capital is Paris.",
+                    "finish_reason": "stop",
+                }
+            ]
+        ],
+    )
+    sampling: SamplingOut = Field(description="The controls in effect.")
+    usage: UsageOut = Field(description="Token counts.")
+    timings: TimingsOut = Field(description="Where the time went.")
+
+
+class TokenFateOut(BaseModel):
+    """One token on its way through the controls."""
+
+    token_id: int = Field(description="The token's id.", examples=[4461])
+    token: str = Field(description="The token's text.", examples=[" blue"])
+    probability: float = Field(description="As the model gives it.", examples=[0.31])
+    after_temperature: float = Field(description="After temperature.", examples=[0.44])
+    kept_by: dict[Filter, bool | None] = Field(
+        description="Whether each filter keeps it, in the order in which they run; null where an "
+        "earlier one removed it.",
+        examples=[{"min_p": True, "top_k": True, "top_p": True}],
+    )
+    final: float = Field(
+        description="The probability with which it is sampled, renormalized.", examples=[0.46]
+    )
+
+
+class InspectAnswer(BaseModel):
+    """What `POST /inspect` answers."""
+
+    id: str = Field(
+        description="The request's id, also in the x-request-id header.",
+        examples=["0d5c3f2be1c04a54a6f1c6ea8b9f7f10"],
+    )
+    model: str = Field(description="The base model.", examples=["SmolLM2-135M-Instruct"])
+    prompt_tokens: int = Field(description="Tokens of the prompt.", examples=[3])
+    vocabulary_size: int = Field(description="Tokens in all.", examples=[49152])
+    tokens: list[TokenFateOut] = Field(
+        description="The most likely tokens, best first.", examples=[[]]
+    )
+    num_surviving: int = Field(
+        description="Tokens of the whole vocabulary that can be sampled.", examples=[17]
+    )
+    surviving_mass: float = Field(
+        description="Their probability after temperature, together.", examples=[0.951]
+    )
+    sampling: SamplingOut = Field(description="The controls in effect.")
+
+
+class ModelInfo(BaseModel):
+    """What is loaded."""
+
+    model: str = Field(description="The base model.", examples=["SmolLM2-135M-Instruct"])
+    device: str = Field(description="What it runs on.", examples=["cpu"])
+    dtype: str = Field(description="The type of its weights.", examples=["float32"])
+    context_window: int = Field(description="Tokens in prompt and completion.", examples=[8192])
+    vocabulary_size: int = Field(description="Tokens that it knows.", examples=[49152])
+    engine: str = Field(description="The engine.", examples=["vllm"])
+    engine_version: str = Field(description="The engine's version.", examples=["0.32.0"])
+    server_version: str = Field(description="softserve's version.", examples=["0.1.0"])
+    limits: Limits = Field(description="The limits in force.")
+
+
+class Health(BaseModel):
+    """Whether the server lives, or takes requests."""
+
+    status: str = Field(description="`live` or `ready`.", examples=["ready"])
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong."""
+
+    type: str = Field(description="A stable name for programs.", examples=["invalid_request"])
+    message: str = Field(
+        description="A sentence that says what to do.",
+        examples=["top_k has no effect at temperature 0: raise the temperature, or leave it out"],
+    )
+    param: str | None = Field(description="The field at fault, if one is.", examples=["top_k"])
+
+
+class ErrorAnswer(BaseModel):
+    """The one body of every error."""
+
+    error: ErrorDetail = Field(description="What was wrong.")

@@ -1,0 +1,245 @@
+"""Answers that follow the generation: collected into one, or streamed as server-sent events."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from app.engine.protocol import Engine
+from app.errors import SoftserveError
+from app.generation import FinishReason, GenerationChunk, GenerationRequest, PositionLogprobs
+from app.http.errors import describe
+from app.http.schemas import (
+    CompletionOut,
+    GenerateAnswer,
+    PositionLogprobsOut,
+    SamplingOut,
+    TimingsOut,
+    TokenLogprobOut,
+    UsageOut,
+)
+
+T = TypeVar("T")
+Sequence = tuple[int, int]
+
+log = structlog.get_logger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Await `work`, or cancel it when the client goes.
+
+    Raises:
+        ClientDisconnect: the client went first.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return await working
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@dataclass(slots=True)
+class Tally:
+    """Token counts and latencies of one request, from its chunks."""
+
+    started: float = field(default_factory=time.perf_counter)
+    first_token_at: float | None = None
+    queue_seconds: float = 0.0
+    prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    completion_tokens: dict[Sequence, int] = field(default_factory=dict)
+
+    def add(self, chunk: GenerationChunk) -> None:
+        if self.first_token_at is None and chunk.token_ids:
+            self.first_token_at = time.perf_counter()
+        self.queue_seconds = max(self.queue_seconds, chunk.queue_seconds)
+        self.prompts.setdefault(
+            chunk.prompt_index, (chunk.num_prompt_tokens, chunk.num_cached_tokens)
+        )
+        sequence = (chunk.prompt_index, chunk.index)
+        self.completion_tokens[sequence] = self.completion_tokens.get(sequence, 0) + len(
+            chunk.token_ids
+        )
+
+    def usage(self) -> UsageOut:
+        """Of the whole request."""
+        return UsageOut(
+            prompt_tokens=sum(prompt for prompt, _ in self.prompts.values()),
+            completion_tokens=sum(self.completion_tokens.values()),
+            cached_tokens=sum(cached for _, cached in self.prompts.values()),
+        )
+
+    def usage_of(self, sequence: Sequence) -> UsageOut:
+        """Of one completion and its prompt."""
+        prompt_tokens, cached_tokens = self.prompts[sequence[0]]
+        return UsageOut(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=self.completion_tokens[sequence],
+            cached_tokens=cached_tokens,
+        )
+
+    def timings(self) -> TimingsOut:
+        now = time.perf_counter()
+        return TimingsOut(
+            queue=_milliseconds(self.queue_seconds),
+            ttft=_milliseconds((self.first_token_at or now) - self.started),
+            total=_milliseconds(now - self.started),
+        )
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 2)
+
+
+@dataclass(slots=True)
+class Answering:
+    """What an answer says besides the text, and which details the client asked for."""
+
+    request: GenerationRequest
+    engine: Engine
+    return_token_ids: bool
+    tally: Tally = field(default_factory=Tally)
+
+    def details(
+        self, token_ids: tuple[int, ...], logprobs: tuple[PositionLogprobs, ...]
+    ) -> dict[str, Any]:
+        """The token ids and log probabilities, where asked for."""
+        details: dict[str, Any] = {}
+        if self.return_token_ids:
+            details["token_ids"] = list(token_ids)
+        if self.request.logprobs is not None:
+            details["logprobs"] = [_position(position) for position in logprobs]
+        return details
+
+
+def _position(position: PositionLogprobs) -> PositionLogprobsOut:
+    return PositionLogprobsOut(
+        **asdict(position.chosen), top=[TokenLogprobOut(**asdict(token)) for token in position.top]
+    )
+
+
+async def collect(answering: Answering, chunks: AsyncGenerator[GenerationChunk]) -> GenerateAnswer:
+    """All chunks as one answer, in order of prompt, then of index."""
+    pieces: dict[Sequence, list[GenerationChunk]] = {}
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            answering.tally.add(chunk)
+            pieces.setdefault((chunk.prompt_index, chunk.index), []).append(chunk)
+    return GenerateAnswer(
+        id=answering.request.request_id,
+        model=answering.engine.info.model,
+        completions=[_completion(answering, pieces[sequence]) for sequence in sorted(pieces)],
+        sampling=SamplingOut.of(answering.request.sampling),
+        usage=answering.tally.usage(),
+        timings=answering.tally.timings(),
+    )
+
+
+def _completion(answering: Answering, chunks: list[GenerationChunk]) -> CompletionOut:
+    last = chunks[-1]
+    finish_reason: FinishReason = last.finish_reason or "abort"
+    return CompletionOut(
+        prompt_index=last.prompt_index,
+        index=last.index,
+        text="".join(chunk.text for chunk in chunks),
+        finish_reason=finish_reason,
+        **answering.details(
+            tuple(token for chunk in chunks for token in chunk.token_ids),
+            tuple(position for chunk in chunks for position in chunk.logprobs),
+        ),
+    )
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. The first chunk is awaited before the status is sent.
+
+    After the first byte the status is spent: an error becomes an `error` event, and the stream ends
+    without `[DONE]`.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        answering: Answering,
+        first: GenerationChunk,
+        rest: AsyncGenerator[GenerationChunk],
+    ) -> None:
+        self._chunks = rest
+        super().__init__(
+            _events(answering, first, rest),
+            # Without the second, nginx holds events back until its buffer is full.
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # A client that left before the first event never started the iteration.
+            await self._chunks.aclose()
+
+
+async def _events(
+    answering: Answering, first: GenerationChunk, rest: AsyncGenerator[GenerationChunk]
+) -> AsyncGenerator[bytes]:
+    try:
+        for event in _chunk_events(answering, first):
+            yield event
+        async for chunk in rest:
+            for event in _chunk_events(answering, chunk):
+                yield event
+        yield DONE
+    except Exception as error:
+        if not isinstance(error, SoftserveError):
+            log.exception("request failed")
+        yield b"event: error\n" + _event(describe(error)[1])
+
+
+def _chunk_events(answering: Answering, chunk: GenerationChunk) -> list[bytes]:
+    answering.tally.add(chunk)
+    place = {"prompt_index": chunk.prompt_index, "index": chunk.index}
+    details = answering.details(chunk.token_ids, chunk.logprobs)
+    events = []
+    if chunk.text or (details and chunk.token_ids):
+        events.append(_event({**place, "text": chunk.text, **details}))
+    if chunk.finish_reason is not None:
+        events.append(_event({**place, **_ending(answering, chunk)}))
+    return events
+
+
+def _ending(answering: Answering, chunk: GenerationChunk) -> dict[str, Any]:
+    return {
+        "text": "",
+        "finish_reason": chunk.finish_reason,
+        "usage": answering.tally.usage_of((chunk.prompt_index, chunk.index)),
+        "timings": answering.tally.timings(),
+        "id": answering.request.request_id,
+        "model": answering.engine.info.model,
+        "sampling": SamplingOut.of(answering.request.sampling),
+    }
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + to_json(data) + b"\n\n"

@@ -1,0 +1,79 @@
+"""The engine's life: start, open the door, watch; close the door when it dies or drains."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from app.admission import Admission
+from app.engine.protocol import Engine
+from app.errors import EngineDied, ServerDraining, SoftserveError
+
+log = structlog.get_logger(__name__)
+
+WATCH_INTERVAL_SECONDS = 0.2
+# Enough for open requests to be answered, once nothing runs for them any more.
+ANSWER_TIMEOUT_SECONDS = 5.0
+
+
+class Lifecycle:
+    """Runs an engine and says through `admission` whether it takes work.
+
+    `on_failure` is called once, if the engine cannot start or has died and its open requests have
+    been answered.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        on_failure: Callable[[SoftserveError], None],
+    ) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._on_failure = on_failure
+        self._running: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Start the engine in the background and watch it from then on."""
+        self._running = asyncio.create_task(self._run())
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Take nothing new, let running requests finish; abort those that outlast the timeout."""
+        self._admission.close(ServerDraining("the server is shutting down: send this elsewhere"))
+        if self._running is not None:
+            self._running.cancel()
+        if not await self._idle_within(timeout_seconds) and not self._engine.died:
+            log.warning("drain timed out", aborting=self._admission.sequences_in_flight)
+            await self._engine.abort_all()
+            await self._idle_within(ANSWER_TIMEOUT_SECONDS)
+
+    async def end(self) -> None:
+        """Stop watching, and end the engine's processes."""
+        if self._running is not None:
+            self._running.cancel()
+        await self._engine.stop()
+
+    async def _run(self) -> None:
+        try:
+            await self._engine.start()
+        except SoftserveError as error:
+            self._on_failure(error)
+            return
+        self._admission.open()
+        log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
+        # vLLM has no event to wait for.
+        while not self._engine.died:  # noqa: ASYNC110
+            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+        died = EngineDied("the engine process has died: the server restarts, try again")
+        self._admission.close(died)
+        await self._idle_within(ANSWER_TIMEOUT_SECONDS)
+        self._on_failure(died)
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._admission.wait_until_idle()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,64 @@
+"""Every metric of the server, by name. vLLM's own metrics are served beside them."""
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+LATENCY_BUCKETS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+
+
+class Metrics:
+    """One set of metrics in a registry of its own, so that two servers in a process stay apart."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "softserve_requests_total",
+            "Requests that ended, by endpoint and outcome (success, invalid, refused, aborted, "
+            "failed).",
+            ["endpoint", "outcome"],
+            registry=self.registry,
+        )
+        self.requests_in_flight = Gauge(
+            "softserve_requests_in_flight", "Admitted requests.", registry=self.registry
+        )
+        self.sequences_in_flight = Gauge(
+            "softserve_sequences_in_flight",
+            "Completions being generated or waiting.",
+            registry=self.registry,
+        )
+        self.time_to_first_token = Histogram(
+            "softserve_time_to_first_token_seconds",
+            "From admission to the first token of a request.",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.inter_token_latency = Histogram(
+            "softserve_inter_token_latency_seconds",
+            "Between two pieces of one completion, divided by the tokens of the second.",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.request_duration = Histogram(
+            "softserve_request_duration_seconds",
+            "From admission to the last token of a request.",
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter(
+            "softserve_prompt_tokens_total", "Prompt tokens processed.", registry=self.registry
+        )
+        self.cached_tokens = Counter(
+            "softserve_cached_tokens_total",
+            "Prompt tokens that came from the prefix cache.",
+            registry=self.registry,
+        )
+        self.completion_tokens = Counter(
+            "softserve_completion_tokens_total", "Tokens generated.", registry=self.registry
+        )
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format, vLLM's (in the global registry) included."""
+        return generate_latest(self.registry) + generate_latest(REGISTRY)

@@ -1,0 +1,182 @@
+"""Admit, tokenize, generate, record: what happens to a request, whatever transport it came by."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+
+from app.admission import Admission
+from app.engine.protocol import Decoding, Engine, Prompt
+from app.errors import ContextWindowExceeded, EngineDied, InvalidRequest, Unavailable
+from app.generation import (
+    AS_IT_IS,
+    GenerationChunk,
+    GenerationRequest,
+    PromptFormat,
+    SamplingControls,
+)
+from app.inspection import Distribution, inspect_distribution
+from app.merging import merge
+from app.metrics import Metrics
+from app.settings import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionRequest:
+    """A prompt whose next-token distribution is asked for, under these controls."""
+
+    request_id: str
+    prompt: str
+    sampling: SamplingControls
+    num_tokens: int
+    format: PromptFormat = AS_IT_IS
+
+
+class Service:
+    """The operations of the server."""
+
+    def __init__(
+        self, engine: Engine, admission: Admission, metrics: Metrics, limits: Limits
+    ) -> None:
+        self.engine = engine
+        self.admission = admission
+        self.metrics = metrics
+        self.limits = limits
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+        """Yield the chunks of all completions as they come. Leaving early frees their place.
+
+        Raises:
+            InvalidRequest: a prompt does not fit, or the model cannot honour a control.
+            Unavailable: the server is full, starting, draining, or its engine has died.
+        """
+        with self._admitted("generate", request.num_sequences):
+            self._check_limits(request)
+            prompts = await asyncio.gather(
+                *(
+                    self._encode(index, text, request.format)
+                    for index, text in enumerate(request.prompts)
+                )
+            )
+            for prompt in prompts:
+                self._check_fits(prompt, request.sampling, len(prompts))
+            decoding = Decoding(request.sampling, request.logprobs)
+            sources = [
+                self.engine.generate(request.request_id, prompt, decoding) for prompt in prompts
+            ]
+            observe = self._observer()
+            async with aclosing(sources[0] if len(sources) == 1 else merge(sources)) as chunks:
+                async for chunk in chunks:
+                    observe(chunk)
+                    yield chunk
+
+    async def inspect(self, request: InspectionRequest) -> tuple[Prompt, Distribution]:
+        """The next-token distribution after a prompt. Raises as `generate` does."""
+        with self._admitted("inspect", 1):
+            prompt = await self._encode(0, request.prompt, request.format)
+            self._check_fits(prompt, request.sampling, 1)
+            logprobs = await self.engine.next_token_logprobs(request.request_id, prompt)
+            return prompt, await asyncio.to_thread(
+                inspect_distribution, logprobs, request.sampling, request.num_tokens
+            )
+
+    @contextmanager
+    def _admitted(self, endpoint: str, num_sequences: int) -> Iterator[None]:
+        """Hold a place, and record how the request ended."""
+        outcome = "aborted"
+        try:
+            with (
+                self.admission.slot(num_sequences),
+                self.metrics.requests_in_flight.track_inprogress(),
+            ):
+                self.metrics.sequences_in_flight.inc(num_sequences)
+                started = time.perf_counter()
+                try:
+                    yield
+                finally:
+                    self.metrics.sequences_in_flight.dec(num_sequences)
+                self.metrics.request_duration.observe(time.perf_counter() - started)
+            outcome = "success"
+        except InvalidRequest:
+            outcome = "invalid"
+            raise
+        except Unavailable as error:
+            outcome = "failed" if isinstance(error, EngineDied) else "refused"
+            raise
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self.metrics.requests.labels(endpoint, outcome).inc()
+
+    async def _encode(self, index: int, text: str, format: PromptFormat) -> Prompt:
+        if format.use_chat_template:
+            return Prompt(index, await self.engine.tokenize_chat(text, format.system))
+        return Prompt(index, await self.engine.tokenize(text))
+
+    def _check_limits(self, request: GenerationRequest) -> None:
+        stop, limits = request.sampling.stop, self.limits
+        counts = [
+            ("prompt", len(request.prompts), limits.max_prompts, "prompts"),
+            ("n", request.sampling.n, limits.max_n, "completions of each prompt"),
+            ("stop", len(stop), limits.max_stop_strings, "stop strings"),
+            ("stop", max(map(len, stop), default=0), limits.max_stop_length, "characters in one"),
+        ]
+        for param, count, limit, what in counts:
+            if count > limit:
+                raise InvalidRequest(
+                    f"{param} asks for {count:,} {what} and the limit is {limit:,}: send fewer",
+                    param=param,
+                )
+
+    def _check_fits(self, prompt: Prompt, sampling: SamplingControls, num_prompts: int) -> None:
+        which = "the prompt" if num_prompts == 1 else f"prompt {prompt.index}"
+        window, vocabulary = self.engine.info.context_window, self.engine.info.vocabulary_size
+        num_tokens, max_new_tokens = len(prompt.token_ids), sampling.max_new_tokens
+        if num_tokens == 0:
+            raise InvalidRequest(f"{which} has no tokens: write something in it", param="prompt")
+        if (excess := num_tokens + max_new_tokens - window) > 0:
+            shorter = f"shorten the prompt by {excess:,} tokens"
+            if excess < max_new_tokens:
+                shorter += f", or lower max_new_tokens to {max_new_tokens - excess:,}"
+            elif num_tokens < window:
+                shorter += f", or lower max_new_tokens to {window - num_tokens:,}"
+            raise ContextWindowExceeded(
+                f"{which} has {num_tokens:,} tokens and max_new_tokens is {max_new_tokens:,}; "
+                f"the context window is {window:,}: {shorter}",
+                param="prompt",
+            )
+        if sampling.top_k is not None and sampling.top_k > vocabulary:
+            raise InvalidRequest(
+                f"top_k is {sampling.top_k:,} and the vocabulary has {vocabulary:,} tokens: "
+                "lower top_k, or leave it out",
+                param="top_k",
+            )
+
+    def _observer(self) -> Callable[[GenerationChunk], None]:
+        """A function that records the latencies and token counts of one request's chunks."""
+        started = time.perf_counter()
+        last_token_at: dict[tuple[int, int], float] = {}
+        prompts_seen: set[int] = set()
+
+        def observe(chunk: GenerationChunk) -> None:
+            now = time.perf_counter()
+            if chunk.prompt_index not in prompts_seen:
+                prompts_seen.add(chunk.prompt_index)
+                self.metrics.prompt_tokens.inc(chunk.num_prompt_tokens)
+                self.metrics.cached_tokens.inc(chunk.num_cached_tokens)
+            num_tokens = len(chunk.token_ids)
+            if num_tokens == 0:
+                return
+            self.metrics.completion_tokens.inc(num_tokens)
+            sequence = (chunk.prompt_index, chunk.index)
+            if not last_token_at:
+                self.metrics.time_to_first_token.observe(now - started)
+            if sequence in last_token_at:
+                self.metrics.inter_token_latency.observe(
+                    (now - last_token_at[sequence]) / num_tokens
+                )
+            last_token_at[sequence] = now
+
+        return observe

@@ -1,0 +1,72 @@
+"""Settings, read once at start: a flag of `softserve serve`, else `SOFTSERVE_<NAME>`, else default.
+
+The description of a field is its sentence in `softserve serve --help` and in docs/settings.md.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_cache_path
+from pydantic import BaseModel, Field, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+LogFormat = Literal["auto", "text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Limits(BaseModel):
+    """The limits on one request and on the work in flight; `GET /info` shows them."""
+
+    max_prompts: PositiveInt = Field(32, description="Prompts in one request.")
+    max_n: PositiveInt = Field(16, description="Completions of one prompt.")
+    max_stop_strings: PositiveInt = Field(8, description="Stop strings in one request.")
+    max_stop_length: PositiveInt = Field(128, description="Characters in one stop string.")
+    max_body_bytes: PositiveInt = Field(1_048_576, description="Bytes in one request body.")
+    max_sequences_in_flight: PositiveInt = Field(
+        256,
+        description="Completions generated or waiting at once, over all requests; beyond, 503.",
+    )
+
+
+class Settings(Limits, BaseSettings):
+    """Every setting of the server."""
+
+    model_config = SettingsConfigDict(env_prefix="SOFTSERVE_", frozen=True, extra="forbid")
+
+    model: str | None = Field(
+        None,
+        description="A Hugging Face folder or hub id; without it, SmolLM2-135M-Instruct.",
+    )
+    served_model_name: str | None = Field(
+        None, description="The model's name in answers; without it, the last part of --model."
+    )
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(
+        8000, ge=0, le=65535, description="The port to listen on; 0 takes a free one and logs it."
+    )
+    precision: Precision = Field(
+        "auto", description="The type of the weights; auto is bf16 on CUDA and fp32 on a CPU."
+    )
+    context_window: PositiveInt | None = Field(
+        None, description="Tokens in prompt and completion; without it, the model's own maximum."
+    )
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="KV cache in GiB; without it, 2 on a CPU and what vLLM finds free on CUDA.",
+    )
+    engine_arg: tuple[str, ...] = Field(
+        (), description="Any further vLLM engine argument as NAME=VALUE; may be repeated."
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("softserve"),
+        description="Where the default model is kept.",
+    )
+    drain_timeout_seconds: float = Field(
+        30.0, ge=0, description="How long running requests may finish after SIGTERM."
+    )
+    log_format: LogFormat = Field(
+        "auto", description="auto is text on a terminal and JSON lines elsewhere."
+    )
+    log_level: LogLevel = Field("info", description="The least severe level that is logged.")
