@@ -1,6 +1,7 @@
 """The process: bind, load, serve, drain, exit with a code that a supervisor can act on."""
 
 import asyncio
+import contextvars
 import socket
 from types import FrameType
 
@@ -72,8 +73,10 @@ class Server(uvicorn.Server):
             self.force_exit = True
             self.should_exit = True
             return
-        # A handler runs between any two bytecodes: only this call is safe from here.
-        asyncio.get_running_loop().call_soon_threadsafe(self._begin_drain)
+        # A handler runs between any two bytecodes: only this call is safe from here, and the
+        # context of the request that is being served has nothing to do with it.
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(self._begin_drain, context=contextvars.Context())
 
     def _begin_drain(self) -> None:
         self._draining = asyncio.create_task(self._drain())

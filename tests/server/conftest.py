@@ -1,0 +1,33 @@
+"""One server process for the whole session; tests that end a server come last, with their own."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+
+from tests.server.process import ServerProcess, running
+
+SHARED_ARGUMENTS = ("--max-sequences-in-flight", "64", "--drain-timeout-seconds", "15")
+LAST_MODULE = "test_lifecycle"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LAST_MODULE in item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    with running(*SHARED_ARGUMENTS) as process:
+        yield process.wait_until_ready()
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(server: ServerProcess) -> AsyncIterator[httpx.AsyncClient]:
+    async with server.async_client() as client:
+        yield client

@@ -1,0 +1,135 @@
+"""A real server process for tests: the command as a user runs it, a real engine, a real socket."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+COMMAND = [str(Path(sys.executable).with_name("softserve")), "serve", "--port", "0"]
+START_TIMEOUT_SECONDS = 600.0
+EXIT_TIMEOUT_SECONDS = 90.0
+
+
+class ServerProcess:
+    """`softserve serve` in a process group of its own, its log collected line by line."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "--log-format", "json", *arguments],
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self.log: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        self.url = ""
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr:
+            for line in stderr:
+                self.log.append(line)
+                self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for_event(self, event: str) -> dict[str, Any]:
+        """The first log event of that name from here on. Fails if the process ends first."""
+        while (line := self._lines.get(timeout=START_TIMEOUT_SECONDS)) is not None:
+            record = _parse(line)
+            if record.get("event") == event:
+                return record
+        raise AssertionError(f"the server ended before {event!r}:\n{''.join(self.log)}")
+
+    def wait_until_listening(self) -> "ServerProcess":
+        self.url = self.wait_for_event("listening")["url"]
+        return self
+
+    def wait_until_ready(self) -> "ServerProcess":
+        if not self.url:
+            self.wait_until_listening()
+        self.wait_for_event("ready")
+        return self
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=300.0)
+
+    def async_client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(base_url=self.url, timeout=300.0, limits=limits)
+
+    def send(self, signum: signal.Signals) -> None:
+        self.process.send_signal(signum)
+
+    def send_to_group(self, signum: signal.Signals) -> None:
+        """What a terminal does on Ctrl-C: every process of the group gets the signal."""
+        os.killpg(self.process.pid, signum)
+
+    def wait_for_exit(self) -> int:
+        code = self.process.wait(EXIT_TIMEOUT_SECONDS)
+        self._reader.join()
+        return code
+
+    def group(self) -> list[int]:
+        """The ids of the living processes of the server's group, its own included."""
+        return [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and _group_of(entry) == self.process.pid
+        ]
+
+    def engine_process(self) -> int:
+        """The id of the process that holds the model's scheduler."""
+        (engine,) = (
+            pid
+            for pid in self.group()
+            if Path(f"/proc/{pid}/comm").read_text().startswith("VLLM::EngineCor")
+        )
+        return engine
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.send(signal.SIGTERM)
+        try:
+            self.wait_for_exit()
+        finally:
+            for pid in self.group():
+                os.kill(pid, signal.SIGKILL)
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _group_of(process: Path) -> int | None:
+    """The process group of a living process; None for one that ended or is a zombie."""
+    try:
+        state, _, group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else int(group)
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[ServerProcess]:
+    """A server process, stopped in the end whatever happens."""
+    server = ServerProcess(*arguments)
+    try:
+        yield server
+    finally:
+        server.stop()

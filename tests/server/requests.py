@@ -1,0 +1,92 @@
+"""Short forms of what the tests ask a server."""
+
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+
+def generate(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    """POST /generate, which must succeed."""
+    response = client.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    """The text of the only completion."""
+    (completion,) = answer["completions"]
+    text: str = completion["text"]
+    return text
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[dict[str, Any] | str]:
+    """The data of server-sent events; `[DONE]` as it is."""
+    for line in lines:
+        if line.startswith("data: "):
+            data = line.removeprefix("data: ")
+            yield data if data == "[DONE]" else json.loads(data)
+
+
+@dataclass
+class Streamed:
+    """A whole stream: its events, whether it ended with [DONE], and the joined texts."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    done: bool = False
+
+    def text(self, prompt_index: int = 0, index: int = 0) -> str:
+        return "".join(event["text"] for event in self.of(prompt_index, index))
+
+    def of(self, prompt_index: int = 0, index: int = 0) -> list[dict[str, Any]]:
+        place = (prompt_index, index)
+        return [e for e in self.events if (e["prompt_index"], e["index"]) == place]
+
+
+def stream(client: httpx.Client, **body: Any) -> Streamed:
+    """POST /generate with `stream`, to its end."""
+    streamed = Streamed()
+    with client.stream("POST", "/generate", json=body | {"stream": True}) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        for event in parse_events(response.iter_lines()):
+            if isinstance(event, str):
+                streamed.done = True
+            else:
+                assert not streamed.done, "an event after [DONE]"
+                streamed.events.append(event)
+    return streamed
+
+
+async def stream_async(client: httpx.AsyncClient, **body: Any) -> Streamed:
+    streamed = Streamed()
+    async with client.stream("POST", "/generate", json=body | {"stream": True}) as response:
+        assert response.status_code == 200, await response.aread()
+        lines = [line async for line in response.aiter_lines()]
+    for event in parse_events(lines):
+        if isinstance(event, str):
+            streamed.done = True
+        else:
+            streamed.events.append(event)
+    return streamed
+
+
+async def first_events(response: httpx.Response, count: int) -> AsyncIterator[dict[str, Any] | str]:
+    seen = 0
+    async for line in response.aiter_lines():
+        for event in parse_events([line]):
+            yield event
+            seen += 1
+            if seen == count:
+                return
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    """The sum of a metric's samples, over all labels."""
+    lines = client.get("/metrics").text.splitlines()
+    values = [line.rsplit(" ", 1)[1] for line in lines if line.split("{")[0].split(" ")[0] == name]
+    assert values, f"no metric {name}"
+    return sum(map(float, values))
