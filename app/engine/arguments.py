@@ -41,8 +41,8 @@ def parse_engine_arguments(texts: Iterable[str], arguments_class: type) -> dict[
         if name in OWNED:
             raise InvalidEngineArgument(f"--engine-arg {name} is softserve's own: {OWNED[name]}")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
             raise InvalidEngineArgument(f"vLLM has no engine argument {name!r}{hint}")
         arguments[name] = _parse_value(value)
     return arguments

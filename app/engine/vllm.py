@@ -10,11 +10,13 @@ import signal
 from collections.abc import AsyncGenerator
 from functools import partial
 from math import ceil
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from app.engine.arguments import parse_engine_arguments
 from app.engine.environment import prepare_cpu_environment, prepare_environment
@@ -72,7 +74,9 @@ class VLLMEngine:
         name, folder = find_model(self._settings)
         check_model_folder(folder)
         # Ctrl-C reaches every process of the terminal's group. A blocked signal is inherited by the
-        # engine's processes, so that they outlive it and running requests can finish.
+        # engine's processes, so that they outlive it and running requests can finish. Python's
+        # resource tracker would unblock it again when it starts: let it be running.
+        resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._llm = _start_async_llm(folder, self._settings)
@@ -232,9 +236,12 @@ def _describe(name: str, llm: "AsyncLLM") -> EngineInfo:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says something, for a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """The first sentence of an error."""
+    text = str(error)
+    if isinstance(error, ValidationError):
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+    first_line = text.strip().split("\n")[0]
+    return first_line.split(". ")[0] or type(error).__name__
 
 
 def _sampling_params(sampling: SamplingControls, logprobs: int | None) -> "SamplingParams":

@@ -1,5 +1,6 @@
 """One server process for the whole session; tests that end a server come last, with their own."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -9,6 +10,11 @@ from tests.server.process import ServerProcess, running
 
 SHARED_ARGUMENTS = ("--max-sequences-in-flight", "64", "--drain-timeout-seconds", "15")
 LAST_MODULE = "test_lifecycle"
+
+
+def pytest_configure() -> None:
+    # A terminated test run tears its fixtures down as an interrupted one does: no server stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

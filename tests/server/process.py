@@ -102,10 +102,12 @@ class ServerProcess:
         if self.process.poll() is None:
             self.send(signal.SIGTERM)
         try:
-            self.wait_for_exit()
+            self.process.wait(EXIT_TIMEOUT_SECONDS)
         finally:
+            # The log ends when the last process that can write to it has.
             for pid in self.group():
                 os.kill(pid, signal.SIGKILL)
+            self._reader.join()
 
 
 def _parse(line: str) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""The documentation that can go stale without anybody noticing, checked."""
+
+from pathlib import Path
+
+import pytest
+from pydantic.fields import FieldInfo
+
+from app.http.schemas import GenerateBody
+from app.metrics import Metrics
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings_row(name: str, field: FieldInfo) -> str:
+    default = "" if field.default_factory or not field.default else f"`{field.default}`"
+    flag = name.replace("_", "-")
+    return f"| `--{flag}` | {default} | {field.description} |"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented(name: str) -> None:
+    row = settings_row(name, Settings.model_fields[name])
+
+    assert row in (ROOT / "docs/settings.md").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", GenerateBody.model_fields)
+def test_every_control_is_in_the_readme(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "README.md").read_text()
+
+
+def test_every_metric_is_documented() -> None:
+    documented = (ROOT / "docs/operations.md").read_text()
+    families = list(Metrics().registry.collect())
+
+    assert families
+    for family in families:
+        assert family.name in documented
