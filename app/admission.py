@@ -18,9 +18,7 @@ class Admission:
         self._sequences = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.refusal: Unavailable | None = EngineStarting(
-            "the model is still loading: try again in a few seconds"
-        )
+        self.refusal: Unavailable | None = EngineStarting()
 
     @property
     def sequences_in_flight(self) -> int:

@@ -41,12 +41,16 @@ def create_app(
         await lifecycle.end()
 
     app = FastAPI(
-        title="softserve", version=__version__, description=DESCRIPTION, lifespan=lifespan
+        title="softserve",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.service = Service(engine, admission, metrics, settings)
     app.state.lifecycle = lifecycle
     app.include_router(router)
-    install_error_handlers(app, metrics)
+    install_error_handlers(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, metrics=metrics)
     return app

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from app import __version__
 from app.client import ClientError, post
 from app.errors import StartError
+from app.http.schemas import InspectAnswer
 from app.logs import configure_logging
 from app.settings import Limits, Settings
 from app.tables import print_distribution
@@ -143,7 +144,7 @@ def inspect(
         "use_chat_template": use_chat_template,
     }
     try:
-        answer = post(url, "/inspect", body)
+        answer = post(url, "/inspect", body, InspectAnswer)
     except ClientError as error:
         raise _fail(str(error)) from None
     print_distribution(answer)

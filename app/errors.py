@@ -40,6 +40,14 @@ class EngineStarting(Unavailable):
 
     retry_after_seconds = 5
 
+    def __init__(
+        self,
+        message: str = "the model is still loading: try again in a few seconds",
+        *,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
+
 
 class ServerDraining(Unavailable):
     """The server finishes what runs and takes nothing new."""

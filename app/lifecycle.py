@@ -7,7 +7,7 @@ import structlog
 
 from app.admission import Admission
 from app.engine.protocol import Engine
-from app.errors import EngineDied, ServerDraining, SoftserveError
+from app.errors import EngineDied, ServerDraining, SoftserveError, StartError
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +57,12 @@ class Lifecycle:
     async def _run(self) -> None:
         try:
             await self._engine.start()
-        except SoftserveError as error:
+        except StartError as error:
             self._on_failure(error)
+            return
+        except Exception:
+            log.exception("the engine failed to start")
+            self._on_failure(StartError("the engine failed to start: the reason is above"))
             return
         self._admission.open()
         log.info("ready", model=self._engine.info.model, device=self._engine.info.device)

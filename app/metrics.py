@@ -1,7 +1,11 @@
 """Every metric of the server, by name. vLLM's own metrics are served beside them."""
 
+from typing import Literal
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
+
+Outcome = Literal["success", "invalid", "refused", "aborted", "failed"]
 
 LATENCY_BUCKETS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),

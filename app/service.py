@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from app.admission import Admission
 from app.engine.protocol import Decoding, Engine, Prompt
-from app.errors import ContextWindowExceeded, EngineDied, InvalidRequest, Unavailable
+from app.errors import ContextWindowExceeded, InvalidRequest
 from app.generation import (
     AS_IT_IS,
     GenerationChunk,
@@ -51,8 +51,8 @@ class Service:
             InvalidRequest: a prompt does not fit, or the model cannot honour a control.
             Unavailable: the server is full, starting, draining, or its engine has died.
         """
-        with self._admitted("generate", request.num_sequences):
-            self._check_limits(request)
+        self._check_limits(request)
+        with self._admitted(request.num_sequences):
             prompts = await asyncio.gather(
                 *(
                     self._encode(index, text, request.format)
@@ -73,7 +73,7 @@ class Service:
 
     async def inspect(self, request: InspectionRequest) -> tuple[Prompt, Distribution]:
         """The next-token distribution after a prompt. Raises as `generate` does."""
-        with self._admitted("inspect", 1):
+        with self._admitted(1):
             prompt = await self._encode(0, request.prompt, request.format)
             self._check_fits(prompt, request.sampling, 1)
             logprobs = await self.engine.next_token_logprobs(request.request_id, prompt)
@@ -82,33 +82,18 @@ class Service:
             )
 
     @contextmanager
-    def _admitted(self, endpoint: str, num_sequences: int) -> Iterator[None]:
-        """Hold a place, and record how the request ended."""
-        outcome = "aborted"
-        try:
-            with (
-                self.admission.slot(num_sequences),
-                self.metrics.requests_in_flight.track_inprogress(),
-            ):
-                self.metrics.sequences_in_flight.inc(num_sequences)
-                started = time.perf_counter()
-                try:
-                    yield
-                finally:
-                    self.metrics.sequences_in_flight.dec(num_sequences)
-                self.metrics.request_duration.observe(time.perf_counter() - started)
-            outcome = "success"
-        except InvalidRequest:
-            outcome = "invalid"
-            raise
-        except Unavailable as error:
-            outcome = "failed" if isinstance(error, EngineDied) else "refused"
-            raise
-        except Exception:
-            outcome = "failed"
-            raise
-        finally:
-            self.metrics.requests.labels(endpoint, outcome).inc()
+    def _admitted(self, num_sequences: int) -> Iterator[None]:
+        """Hold a place, and show that it is held."""
+        with (
+            self.admission.slot(num_sequences),
+            self.metrics.requests_in_flight.track_inprogress(),
+            self.metrics.request_duration.time(),
+        ):
+            self.metrics.sequences_in_flight.inc(num_sequences)
+            try:
+                yield
+            finally:
+                self.metrics.sequences_in_flight.dec(num_sequences)
 
     async def _encode(self, index: int, text: str, format: PromptFormat) -> Prompt:
         if format.use_chat_template:

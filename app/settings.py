@@ -3,29 +3,42 @@
 The description of a field is its sentence in `softserve serve --help` and in docs/settings.md.
 """
 
+import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_path
-from pydantic import BaseModel, Field, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, Field, PositiveInt
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+def _split(value: Any) -> Any:
+    """In the environment, several values are one string, quoted as in a shell."""
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
 class Limits(BaseModel):
     """The limits on one request and on the work in flight; `GET /info` shows them."""
 
-    max_prompts: PositiveInt = Field(32, description="Prompts in one request.")
-    max_n: PositiveInt = Field(16, description="Completions of one prompt.")
-    max_stop_strings: PositiveInt = Field(8, description="Stop strings in one request.")
-    max_stop_length: PositiveInt = Field(128, description="Characters in one stop string.")
-    max_body_bytes: PositiveInt = Field(1_048_576, description="Bytes in one request body.")
+    max_prompts: PositiveInt = Field(32, description="Prompts in one request.", examples=[32])
+    max_n: PositiveInt = Field(16, description="Completions of one prompt.", examples=[16])
+    max_stop_strings: PositiveInt = Field(
+        8, description="Stop strings in one request.", examples=[8]
+    )
+    max_stop_length: PositiveInt = Field(
+        128, description="Characters in one stop string.", examples=[128]
+    )
+    max_body_bytes: PositiveInt = Field(
+        1_048_576, description="Bytes in one request body.", examples=[1_048_576]
+    )
     max_sequences_in_flight: PositiveInt = Field(
         256,
         description="Completions generated or waiting at once, over all requests; beyond, 503.",
+        examples=[256],
     )
 
 
@@ -56,7 +69,7 @@ class Settings(Limits, BaseSettings):
         gt=0,
         description="KV cache in GiB; without it, 2 on a CPU and what vLLM finds free on CUDA.",
     )
-    engine_arg: tuple[str, ...] = Field(
+    engine_arg: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Any further vLLM engine argument as NAME=VALUE; may be repeated."
     )
     cache_dir: Path = Field(

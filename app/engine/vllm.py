@@ -22,7 +22,7 @@ from app.engine.arguments import parse_engine_arguments
 from app.engine.environment import prepare_cpu_environment, prepare_environment
 from app.engine.model import check_model_folder, find_model
 from app.engine.protocol import Decoding, EngineInfo, Prompt
-from app.errors import EngineDied, InvalidRequest, ModelNotLoadable, ServerFull
+from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.generation import (
     FinishReason,
     GenerationChunk,
@@ -53,7 +53,8 @@ class VLLMEngine:
 
     @property
     def info(self) -> EngineInfo:
-        assert self._info is not None, "the engine has not started"
+        if self._info is None:
+            raise EngineStarting
         return self._info
 
     @property

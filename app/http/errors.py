@@ -20,7 +20,6 @@ from app.errors import (
     Unavailable,
 )
 from app.http.schemas import GenerateBody, InspectBody
-from app.metrics import Metrics
 
 STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
@@ -32,6 +31,7 @@ STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
 }
 HTTP_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 HTTP_MESSAGES = {
+    400: "the body cannot be read as JSON: send one object in UTF-8, without excessive nesting",
     404: "there is nothing at {path}: GET /docs lists what there is",
     405: "{path} does not take {method}: GET /docs lists what it takes",
 }
@@ -41,6 +41,7 @@ INTERNAL_MESSAGE = (
 NOT_AN_OBJECT = "the body must be a JSON object, sent with content-type: application/json"
 KNOWN_FIELDS = {*GenerateBody.model_fields, *InspectBody.model_fields}
 MAX_MESSAGES = 3
+MAX_QUOTED_LENGTH = 80
 
 ErrorBody = dict[str, dict[str, str | None]]
 
@@ -60,6 +61,10 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_QUOTED_LENGTH else text[:MAX_QUOTED_LENGTH] + "…"
+
+
 def describe(error: Exception) -> tuple[int, ErrorBody]:
     """The status and the body of any error; of an unexpected one nothing is told."""
     if isinstance(error, SoftserveError) and type(error) in STATUSES:
@@ -68,7 +73,7 @@ def describe(error: Exception) -> tuple[int, ErrorBody]:
     return 500, error_body("internal_error", INTERNAL_MESSAGE)
 
 
-def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Answer every error of the app with the one body."""
 
     @app.exception_handler(SoftserveError)
@@ -83,7 +88,6 @@ def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         errors = error.errors()
         status = 400 if errors[0]["type"] == "json_invalid" else 422
-        metrics.requests.labels(request.url.path.strip("/"), "invalid").inc()
         return JSONResponse(_describe_validation(errors), status)
 
     @app.exception_handler(HTTPException)
@@ -106,10 +110,14 @@ def _describe_validation(errors: Iterable[Mapping[str, Any]]) -> ErrorBody:
 def _describe_field(error: Mapping[str, Any]) -> tuple[str, str | None]:
     """A sentence for one of pydantic's errors, and the field that it is about."""
     kind, location = error["type"], error["loc"][1:]
-    field = str(location[0]) if location else None
+    field = _shortened(str(location[0])) if location else None
     where = field if field is None else "".join([field, *(f"[{part}]" for part in location[1:])])
     if kind == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']}", None
+    if kind == "string_unicode":
+        # The name of a field: such a value is refused as `not_text`.
+        field = where = _shortened(error["input"])
+        kind = "extra_forbidden"
     if field is None:
         return NOT_AN_OBJECT, None
     match kind:
@@ -117,11 +125,9 @@ def _describe_field(error: Mapping[str, Any]) -> tuple[str, str | None]:
             return f"{where} is missing: it is required", field
         case "extra_forbidden":
             return f"there is no field {where}{_suggestion(field)}", field
-        case "string_unicode":
-            return f"{where} holds a lone surrogate, which is not text: remove it", field
         case "string_too_short" | "too_short":
             return f"{where} is empty: write something in it, or leave it out", field
-        case "control_character":
+        case "not_text":
             return f"{where}: {error['msg']}", field
         case _:
             reason = error["msg"].replace("Input should be", "must be")
@@ -135,6 +141,9 @@ def _suggestion(field: str) -> str:
 
 def _quoted(value: Any) -> str:
     """The value at fault, if it is small enough to help."""
-    if isinstance(value, str | int | float | bool) and len(shown := repr(value)) <= 40:
+    if (
+        isinstance(value, str | int | float | bool)
+        and len(shown := repr(value)) <= MAX_QUOTED_LENGTH
+    ):
         return f", not {shown}"
     return ""

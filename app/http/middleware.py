@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.errors import describe
+from app.metrics import Metrics, Outcome
 
 log = structlog.get_logger(__name__)
 
@@ -20,10 +21,11 @@ VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestContext:
-    """Give a request its id, log how it ended, and answer what nothing else caught with a 500."""
+    """Give a request its id, record how it ended, and answer with a 500 what nothing caught."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -31,7 +33,8 @@ class RequestContext:
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         request_id = given if VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         status: int | None = None
         started = time.perf_counter()
 
@@ -53,6 +56,8 @@ class RequestContext:
                     code, body = describe(error)
                     await JSONResponse(body, code)(scope, receive, send_with_id)
             finally:
+                outcome: Outcome = state.get("outcome") or _outcome_of(status)
+                self.metrics.requests.labels(_endpoint(scope), outcome).inc()
                 # Probes come every few seconds: they would bury the rest.
                 record = log.debug if scope["method"] == "GET" else log.info
                 record(
@@ -60,8 +65,29 @@ class RequestContext:
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
+                    outcome=outcome,
                     duration_ms=round((time.perf_counter() - started) * 1000, 1),
                 )
+
+
+def _endpoint(scope: Scope) -> str:
+    """The path of the route that took the request; there are only so many."""
+    route = scope.get("route")
+    return "unknown" if route is None else str(route.path).strip("/")
+
+
+def _outcome_of(status: int | None) -> Outcome:
+    match status:
+        case None:
+            return "aborted"
+        case 503:
+            return "refused"
+        case _ if status >= 500:
+            return "failed"
+        case _ if status >= 400:
+            return "invalid"
+        case _:
+            return "success"
 
 
 class BodyLimit:

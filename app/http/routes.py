@@ -8,7 +8,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from app import __version__
-from app.errors import EngineStarting
 from app.http.schemas import (
     ErrorAnswer,
     GenerateAnswer,
@@ -113,8 +112,6 @@ async def inspect(
 
 @router.get("/info", summary="What is loaded, and the limits in force", responses=NOT_READY)
 async def info(service: TheService) -> ModelInfo:
-    if isinstance(service.admission.refusal, EngineStarting):
-        raise service.admission.refusal
     return ModelInfo(
         **asdict(service.engine.info), server_version=__version__, limits=service.limits
     )

@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveInt,
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
@@ -31,21 +30,25 @@ from app.service import InspectionRequest
 from app.settings import Limits
 
 ALLOWED_CONTROL_CHARACTERS = "\t\n\r"
-MAX_SEED = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
+NOT_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}
 
 
-def _refuse_control_characters(text: str) -> str:
+def _refuse_what_is_not_text(text: str) -> str:
     for position, character in enumerate(text):
-        if unicodedata.category(character) == "Cc" and character not in ALLOWED_CONTROL_CHARACTERS:
+        kind = NOT_TEXT.get(unicodedata.category(character))
+        if kind is not None and character not in ALLOWED_CONTROL_CHARACTERS:
             raise PydanticCustomError(
-                "control_character",
-                "the control character U+{code} at position {position} is not text: remove it",
-                {"code": f"{ord(character):04X}", "position": position},
+                "not_text",
+                "the {kind} U+{code} at position {position} is not text: remove it",
+                {"kind": kind, "code": f"{ord(character):04X}", "position": position},
             )
     return text
 
 
-Text = Annotated[str, AfterValidator(_refuse_control_characters)]
+Text = Annotated[str, AfterValidator(_refuse_what_is_not_text)]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
 
 
@@ -104,7 +107,7 @@ class FilterControls(Body):
         "low is careful and high is adventurous.",
         examples=[0.7],
     )
-    top_k: PositiveInt | None = Field(
+    top_k: PositiveCount | None = Field(
         None, description="Sample among the k most likely tokens only.", examples=[40]
     )
     top_p: float | None = Field(
@@ -142,14 +145,13 @@ class GenerateBody(PromptControls, FilterControls):
         description="The text to complete, or a list of texts, answered in order.",
         examples=["The capital of France is", ["One, two,", "Red, green,"]],
     )
-    max_new_tokens: PositiveInt | None = Field(
+    max_new_tokens: PositiveCount | None = Field(
         None,
         description="The most tokens to generate (128 unless given); a limit, not a promise.",
         examples=[64],
     )
-    min_new_tokens: int | None = Field(
+    min_new_tokens: Count | None = Field(
         None,
-        ge=0,
         description="Tokens to generate before an end-of-sequence token or a stop string counts.",
         examples=[8],
     )
@@ -174,10 +176,8 @@ class GenerateBody(PromptControls, FilterControls):
         description="As `presence_penalty`, for each time that the completion holds the token.",
         examples=[0.5],
     )
-    seed: int | None = Field(
+    seed: Count | None = Field(
         None,
-        ge=0,
-        le=MAX_SEED,
         description="The same seed and request give the same text; only with random sampling.",
         examples=[7],
     )
@@ -186,7 +186,7 @@ class GenerateBody(PromptControls, FilterControls):
         description="End a completion before this text, or before any of these.",
         examples=[["\n\n", "User:"]],
     )
-    n: PositiveInt = Field(
+    n: PositiveCount = Field(
         1,
         description="Completions of each prompt; above 1 only with random sampling.",
         examples=[2],

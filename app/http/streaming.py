@@ -27,6 +27,7 @@ from app.http.schemas import (
     TokenLogprobOut,
     UsageOut,
 )
+from app.metrics import Outcome
 
 T = TypeVar("T")
 Sequence = tuple[int, int]
@@ -120,6 +121,8 @@ class Answering:
     engine: Engine
     return_token_ids: bool
     tally: Tally = field(default_factory=Tally)
+    # Of a stream, whose status says nothing of how it ended.
+    outcome: Outcome = "aborted"
 
     def details(
         self, token_ids: tuple[int, ...], logprobs: tuple[PositionLogprobs, ...]
@@ -186,6 +189,7 @@ class EventStream(StreamingResponse):
         first: GenerationChunk,
         rest: AsyncGenerator[GenerationChunk],
     ) -> None:
+        self._answering = answering
         self._chunks = rest
         super().__init__(
             _events(answering, first, rest),
@@ -199,6 +203,7 @@ class EventStream(StreamingResponse):
         finally:
             # A client that left before the first event never started the iteration.
             await self._chunks.aclose()
+            scope["state"]["outcome"] = self._answering.outcome
 
 
 async def _events(
@@ -211,9 +216,11 @@ async def _events(
             for event in _chunk_events(answering, chunk):
                 yield event
         yield DONE
+        answering.outcome = "success"
     except Exception as error:
         if not isinstance(error, SoftserveError):
             log.exception("request failed")
+        answering.outcome = "failed"
         yield b"event: error\n" + _event(describe(error)[1])
 
 

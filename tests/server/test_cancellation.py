@@ -27,7 +27,7 @@ async def leave_after(client: httpx.AsyncClient, num_lines: int, **body: Any) ->
 async def wait_until_running(server: ServerProcess, num_sequences: int) -> None:
     """Wait until the engine itself runs exactly so many completions."""
     async with asyncio.timeout(FREED_WITHIN_SECONDS):
-        while await asyncio.to_thread(running_in_engine, server) != num_sequences:
+        while await asyncio.to_thread(running_in_engine, server) != num_sequences:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -96,15 +96,15 @@ async def test_a_client_that_leaves_is_counted_as_aborted(
 
 
 async def test_a_full_server_refuses_and_recovers(
-    server: ServerProcess, client: httpx.Client
+    server: ServerProcess, client: httpx.Client, async_client: httpx.AsyncClient
 ) -> None:
     body = ENDLESS | {"prompt": ["A", "B", "C", "D"], "n": 16, "temperature": 1.0}
     async with server.async_client() as holder:
         request = asyncio.create_task(holder.post("/generate", json=body))
         await wait_until_running(server, 64)
 
-        refused = client.post("/generate", json={"prompt": "Hi", "max_new_tokens": 1})
-        ready = client.get("/health/ready")
+        refused = await async_client.post("/generate", json={"prompt": "Hi"})
+        ready = await async_client.get("/health/ready")
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
     await wait_until_running(server, 0)

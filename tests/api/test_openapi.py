@@ -1,0 +1,104 @@
+"""The OpenAPI document: a description and an example for every field, and every endpoint."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.application import create_app
+from app.http.schemas import GenerateBody, InspectBody
+from app.settings import Settings
+from tests.fake_engine import FakeEngine
+
+Body = GenerateBody | InspectBody
+DOCUMENT: dict[str, Any] = create_app(Settings(), FakeEngine(), lambda _: None).openapi()
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+FIELDS = [
+    pytest.param(field, id=f"{schema}.{name}")
+    for schema in sorted(SCHEMAS)
+    for name, field in SCHEMAS[schema]["properties"].items()
+]
+
+
+def _description(field: dict[str, Any]) -> str:
+    """Its own, or that of the object that it holds, where the two would be the same."""
+    described = field if "description" in field else SCHEMAS[field["$ref"].rpartition("/")[2]]
+    description: str = described["description"]
+    return description
+
+
+def _has_example(field: dict[str, Any]) -> bool:
+    """Of its own, or through the object that it holds, whose fields have theirs."""
+    return "$ref" in field or len(field.get("examples", [])) > 0
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_has_a_description(field: dict[str, Any]) -> None:
+    assert _description(field).endswith(".")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_has_an_example(field: dict[str, Any]) -> None:
+    assert _has_example(field)
+
+
+@pytest.mark.parametrize("body", [GenerateBody, InspectBody])
+def test_every_example_of_a_request_field_is_valid(body: type[Body]) -> None:
+    needed: dict[str, dict[str, Any]] = {
+        "system": {"use_chat_template": True},
+        "seed": {"temperature": 1.0},
+        "n": {"temperature": 1.0},
+    }
+    for name, field in body.model_fields.items():
+        for example in field.examples or ():
+            given = {"prompt": "a", **needed.get(name, {}), name: example}
+            body.model_validate(given).to_request("id")
+
+
+@pytest.mark.parametrize("body", [GenerateBody, InspectBody])
+def test_every_example_of_a_body_is_valid(body: type[Body]) -> None:
+    examples = SCHEMAS[body.__name__]["examples"]
+    assert [body.model_validate(example).to_request("id").sampling.n for example in examples] == [1]
+
+
+def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            yield path, method, operation
+
+
+def test_every_endpoint_is_there() -> None:
+    assert {(path, method) for path, method, _ in _operations()} == {
+        ("/generate", "post"),
+        ("/inspect", "post"),
+        ("/info", "get"),
+        ("/health/live", "get"),
+        ("/health/ready", "get"),
+        ("/metrics", "get"),
+    }
+
+
+def test_every_endpoint_has_a_summary() -> None:
+    assert all(operation["summary"] for _, _, operation in _operations())
+
+
+def test_every_error_has_the_one_body() -> None:
+    error_schemas = {
+        (path, status, content["schema"]["$ref"])
+        for path, _, operation in _operations()
+        for status, response in operation["responses"].items()
+        if status.startswith(("4", "5"))
+        for content in response["content"].values()
+    }
+    assert {reference for _, _, reference in error_schemas} == {"#/components/schemas/ErrorAnswer"}
+    assert {status for path, status, _ in error_schemas if path == "/generate"} == {
+        "400",
+        "413",
+        "422",
+        "503",
+    }
+
+
+def test_bodies_take_no_unknown_field() -> None:
+    for name in ("GenerateBody", "InspectBody"):
+        assert SCHEMAS[name]["additionalProperties"] is False

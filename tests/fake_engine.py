@@ -1,0 +1,268 @@
+"""A tiny language model in this process: bytes are its tokens, and it likes to repeat the prompt.
+
+The next token is the prompt's next byte with a probability of about one half; at the prompt's end
+it is end-of-sequence. The other half falls on all tokens, low ids more than high ones. So greedy
+decoding echoes the prompt, and random sampling strays from it. Penalties change nothing.
+"""
+
+import asyncio
+import codecs
+import random
+from collections.abc import AsyncGenerator
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.protocol import Decoding, EngineInfo, Prompt
+from app.errors import EngineDied, EngineStarting, InvalidRequest
+from app.generation import (
+    FinishReason,
+    GenerationChunk,
+    PositionLogprobs,
+    SamplingControls,
+    TokenLogprob,
+)
+from app.inspection import inspect_distribution
+
+END_OF_SEQUENCE = 256
+VOCABULARY_SIZE = 257
+
+
+class FakeEngine:
+    """`Engine` for tests, with a lever for everything that can happen to a real one."""
+
+    def __init__(self, *, context_window: int = 256, has_chat_template: bool = True) -> None:
+        self._info = EngineInfo(
+            model="echo",
+            device="none",
+            dtype="float32",
+            context_window=context_window,
+            vocabulary_size=VOCABULARY_SIZE,
+            engine="fake",
+            engine_version="1",
+        )
+        self._has_chat_template = has_chat_template
+        self._may_start = asyncio.Event()
+        self._may_start.set()
+        self._may_generate = asyncio.Event()
+        self._may_generate.set()
+        self._started = False
+        self._died = False
+        self._failure: tuple[int, Exception] | None = None
+        self._aborting = False
+        self.start_failure: Exception | None = None
+        self.num_stops = 0
+        self.open: list[str] = []
+        self.finished: list[str] = []
+        self.left_early: list[str] = []
+
+    # What a test does to the engine.
+
+    def hold_start(self) -> None:
+        self._may_start.clear()
+
+    def release_start(self) -> None:
+        self._may_start.set()
+
+    def hold(self) -> None:
+        """Let no completion go on."""
+        self._may_generate.clear()
+
+    def release(self) -> None:
+        self._may_generate.set()
+
+    def fail(self, error: Exception, *, at_chunk: int = 0) -> None:
+        """Raise `error` in place of chunk `at_chunk` of every prompt from now on."""
+        self._failure = at_chunk, error
+
+    def die(self) -> None:
+        self._died = True
+        self.release()
+
+    # What the server does with the engine.
+
+    @property
+    def info(self) -> EngineInfo:
+        if not self._started:
+            raise EngineStarting
+        return self._info
+
+    @property
+    def died(self) -> bool:
+        return self._died
+
+    async def start(self) -> None:
+        await self._may_start.wait()
+        if self.start_failure is not None:
+            raise self.start_failure
+        self._started = True
+
+    async def stop(self) -> None:
+        self.num_stops += 1
+
+    async def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    async def tokenize_chat(self, user: str, system: str | None) -> list[int]:
+        if not self._has_chat_template:
+            raise InvalidRequest("this model has no chat template", param="use_chat_template")
+        opening = "" if system is None else f"[system]{system}"
+        return await self.tokenize(f"{opening}[user]{user}[assistant]")
+
+    def token_text(self, token_id: int) -> str:
+        return token_text(token_id)
+
+    async def abort_all(self) -> None:
+        self._aborting = True
+        self.release()
+
+    async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
+        await self._go_on(0)
+        return next_token_logprobs(prompt.token_ids[0])
+
+    async def generate(
+        self, request_id: str, prompt: Prompt, decoding: Decoding
+    ) -> AsyncGenerator[GenerationChunk]:
+        name = f"{request_id}-{prompt.index}"
+        self.open.append(name)
+        running = [Completion(prompt, decoding, index) for index in range(decoding.sampling.n)]
+        num_chunks = 0
+        try:
+            while running:
+                for completion in list(running):
+                    await self._go_on(num_chunks)
+                    chunk = completion.abort() if self._aborting else completion.step()
+                    num_chunks += 1
+                    if chunk.finish_reason is not None:
+                        running.remove(completion)
+                    yield chunk
+            self.finished.append(name)
+        finally:
+            if running:
+                self.left_early.append(name)
+            self.open.remove(name)
+
+    async def _go_on(self, num_chunks: int) -> None:
+        await self._may_generate.wait()
+        if self._died:
+            raise EngineDied("the engine has died: try again")
+        if self._failure is not None and self._failure[0] == num_chunks:
+            raise self._failure[1]
+        await asyncio.sleep(0)
+
+
+class Completion:
+    """One completion on its way. Text that may begin a stop string is held back."""
+
+    def __init__(self, prompt: Prompt, decoding: Decoding, index: int) -> None:
+        sampling = decoding.sampling
+        self._prompt, self._decoding, self._index = prompt, decoding, index
+        seed = None if sampling.seed is None else f"{sampling.seed}/{prompt.index}/{index}"
+        self._random = random.Random(seed)  # noqa: S311 (it samples tokens)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._text = ""
+        self._num_sent = 0
+        self._num_tokens = 0
+
+    def step(self) -> GenerationChunk:
+        """One more token."""
+        expected = self._expected()
+        token = self._sample(expected)
+        self._num_tokens += 1
+        if token != END_OF_SEQUENCE:
+            self._text += self._decoder.decode(bytes([token]))
+        reason = self._finish_reason(token)
+        if reason is not None:
+            self._text += self._decoder.decode(b"", final=True)
+        if self._cut_at_stop_string():
+            reason = "stop"
+        held_back = 0 if reason else max(map(len, self._decoding.sampling.stop), default=1) - 1
+        return self._chunk(held_back, reason, (token,), (self._logprobs(expected, token),))
+
+    def abort(self) -> GenerationChunk:
+        return self._chunk(0, "abort", (), ())
+
+    @property
+    def _may_end(self) -> bool:
+        sampling = self._decoding.sampling
+        return not sampling.ignore_eos and self._num_tokens >= sampling.min_new_tokens
+
+    def _expected(self) -> int:
+        echo = self._prompt.token_ids
+        if self._num_tokens >= len(echo) and self._may_end:
+            return END_OF_SEQUENCE
+        return echo[self._num_tokens % len(echo)]
+
+    def _sample(self, expected: int) -> int:
+        weights = final_probabilities(expected, self._decoding.sampling)
+        num_candidates = VOCABULARY_SIZE if self._may_end else END_OF_SEQUENCE
+        return self._random.choices(range(num_candidates), weights[:num_candidates])[0]
+
+    def _finish_reason(self, token: int) -> FinishReason | None:
+        if token == END_OF_SEQUENCE:
+            return "stop"
+        return "length" if self._num_tokens == self._decoding.sampling.max_new_tokens else None
+
+    def _cut_at_stop_string(self) -> bool:
+        sampling = self._decoding.sampling
+        if self._num_tokens < sampling.min_new_tokens:
+            return False
+        places = [place for stop in sampling.stop if (place := self._text.find(stop)) >= 0]
+        if places:
+            self._text = self._text[: min(places)]
+        return bool(places)
+
+    def _logprobs(self, expected: int, token: int) -> PositionLogprobs:
+        logprobs = next_token_logprobs(expected)
+        best = np.argsort(-logprobs, kind="stable")[: self._decoding.logprobs or 0]
+        return PositionLogprobs(
+            chosen=_token_logprob(logprobs, token),
+            top=tuple(_token_logprob(logprobs, int(token_id)) for token_id in best),
+        )
+
+    def _chunk(
+        self,
+        held_back: int,
+        reason: FinishReason | None,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[PositionLogprobs, ...],
+    ) -> GenerationChunk:
+        until = max(self._num_sent, len(self._text) - held_back)
+        text, self._num_sent = self._text[self._num_sent : until], until
+        return GenerationChunk(
+            prompt_index=self._prompt.index,
+            index=self._index,
+            text=text,
+            token_ids=token_ids,
+            num_prompt_tokens=len(self._prompt.token_ids),
+            num_cached_tokens=0,
+            queue_seconds=0.0,
+            logprobs=logprobs if self._decoding.logprobs is not None else (),
+            finish_reason=reason,
+        )
+
+
+def next_token_logprobs(expected: int) -> NDArray[np.float32]:
+    """Half of the probability on the expected token, half on all, in proportion to 1 / (1 + id)."""
+    probabilities = 1.0 / np.arange(1, VOCABULARY_SIZE + 1)
+    probabilities /= 2 * probabilities.sum()
+    probabilities[expected] += 0.5
+    logprobs: NDArray[np.float32] = np.log(probabilities).astype(np.float32)
+    return logprobs
+
+
+@lru_cache(maxsize=1024)
+def final_probabilities(expected: int, sampling: SamplingControls) -> list[float]:
+    """What a token is sampled with after all filters, by token id."""
+    distribution = inspect_distribution(next_token_logprobs(expected), sampling, VOCABULARY_SIZE)
+    by_id = {fate.token_id: fate.final for fate in distribution.tokens}
+    return [by_id[token_id] for token_id in range(VOCABULARY_SIZE)]
+
+
+def token_text(token_id: int) -> str:
+    return "" if token_id == END_OF_SEQUENCE else bytes([token_id]).decode(errors="replace")
+
+
+def _token_logprob(logprobs: NDArray[np.float32], token_id: int) -> TokenLogprob:
+    return TokenLogprob(token_id, token_text(token_id), float(logprobs[token_id]))

@@ -1,0 +1,11 @@
+"""What every unit test starts from."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SOFTSERVE_")]:
+        monkeypatch.delenv(name)

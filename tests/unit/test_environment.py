@@ -1,0 +1,68 @@
+"""What vLLM reads at import, set before."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.engine import environment
+from app.engine.environment import prepare_cpu_environment, prepare_environment
+from app.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def variables(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An environment of the test's own in place of the process's."""
+    variables: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", variables)
+    return variables
+
+
+def test_defaults(variables: dict[str, str], tmp_path: Path) -> None:
+    prepare_environment(Settings(cache_dir=tmp_path))
+    assert variables["VLLM_NO_USAGE_STATS"] == "1"
+    assert variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0"
+    assert variables["VLLM_CACHE_ROOT"] == str(tmp_path / "vllm")
+    assert variables["VLLM_LOGGING_LEVEL"] == "ERROR"
+
+
+def test_debugging_shows_the_engines_log(variables: dict[str, str]) -> None:
+    prepare_environment(Settings(log_level="debug"))
+    assert variables["VLLM_LOGGING_LEVEL"] == "DEBUG"
+
+
+def test_what_the_operator_set_is_kept(variables: dict[str, str]) -> None:
+    variables |= {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
+    prepare_environment(Settings())
+    assert variables["VLLM_LOGGING_LEVEL"] == "INFO"
+    assert variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("installed", "preloaded", "expected"),
+    [
+        (None, None, None),
+        (None, "other.so", "other.so"),
+        ("libtcmalloc.so", None, "libtcmalloc.so"),
+        ("libtcmalloc.so", "other.so", "libtcmalloc.so:other.so"),
+        ("libtcmalloc.so", "my/libtcmalloc.so", "my/libtcmalloc.so"),
+    ],
+)
+def test_tcmalloc_is_preloaded_where_installed(
+    variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    installed: str | None,
+    preloaded: str | None,
+    expected: str | None,
+) -> None:
+    monkeypatch.setattr(environment, "_find_tcmalloc", lambda: installed)
+    if preloaded is not None:
+        variables["LD_PRELOAD"] = preloaded
+    prepare_cpu_environment(eager=False)
+    assert variables.get("LD_PRELOAD") == expected
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_eager_compiles_nothing(variables: dict[str, str], eager: bool) -> None:
+    prepare_cpu_environment(eager=eager)
+    assert variables.get("TORCH_COMPILE_DISABLE") == ("1" if eager else None)

@@ -1,0 +1,89 @@
+"""Effective sampling controls, and the contradictions among them."""
+
+from typing import Any
+
+import pytest
+
+from app.errors import InvalidRequest
+from app.generation import GenerationRequest, PromptFormat, SamplingControls, resolve_sampling
+
+
+def test_nothing_given_is_greedy() -> None:
+    controls = resolve_sampling()
+    assert controls.greedy
+    assert controls == SamplingControls(
+        max_new_tokens=128,
+        min_new_tokens=0,
+        temperature=0.0,
+        top_k=None,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        seed=None,
+        stop=(),
+        n=1,
+        ignore_eos=False,
+    )
+
+
+@pytest.mark.parametrize("given", [{"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"min_p": 0.0}])
+def test_a_filter_turns_random_sampling_on(given: dict[str, Any]) -> None:
+    controls = resolve_sampling(**given)
+    assert controls.temperature == 1.0
+    assert not controls.greedy
+
+
+def test_a_given_temperature_stays() -> None:
+    assert resolve_sampling(temperature=0.3, top_k=5).temperature == 0.3
+
+
+def test_the_least_random_temperature() -> None:
+    assert not resolve_sampling(temperature=0.01).greedy
+
+
+def test_what_is_given_is_in_effect() -> None:
+    controls = resolve_sampling(max_new_tokens=1, min_new_tokens=1, stop=["a", "b"], n=1)
+    assert (controls.max_new_tokens, controls.min_new_tokens) == (1, 1)
+    assert controls.stop == ("a", "b")
+
+
+GREEDY = "because the request is greedy: give a temperature above 0, or leave it out"
+RAISE = "has no effect at temperature 0: raise the temperature, or leave one of the two out"
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "message"),
+    [
+        ({"temperature": 0.0, "top_k": 5}, "top_k", f"top_k {RAISE}"),
+        ({"temperature": 0.0, "top_p": 1.0}, "top_p", f"top_p {RAISE}"),
+        ({"temperature": 0.0, "min_p": 0.0}, "min_p", f"min_p {RAISE}"),
+        ({"temperature": 0.0, "min_p": 0.1, "top_p": 0.5}, "top_p", f"top_p {RAISE}"),
+        ({"seed": 0}, "seed", f"seed has no effect, {GREEDY}"),
+        ({"temperature": 0.0, "seed": 7}, "seed", f"seed has no effect, {GREEDY}"),
+        ({"n": 2}, "n", f"n above 1 would repeat one text, {GREEDY}"),
+        ({"temperature": 0.009}, "temperature",
+         "temperature is 0.009: give 0 for greedy decoding, or at least 0.01"),
+        ({"min_new_tokens": 1000, "max_new_tokens": 999}, "min_new_tokens",
+         "min_new_tokens is 1,000 and max_new_tokens is 999: lower the first or raise the second"),
+        ({"min_new_tokens": 129}, "min_new_tokens",
+         "min_new_tokens is 129 and max_new_tokens is 128: lower the first or raise the second"),
+    ],
+)  # fmt: skip
+def test_contradictions(given: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        resolve_sampling(**given)
+    assert (raised.value.param, raised.value.message) == (param, message)
+
+
+def test_a_system_message_needs_the_chat_template() -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        PromptFormat(system="be kind")
+    assert raised.value.param == "system"
+    assert PromptFormat(use_chat_template=True, system="be kind").system == "be kind"
+
+
+def test_sequences_are_prompts_times_n() -> None:
+    sampling = resolve_sampling(temperature=1.0, n=3)
+    assert GenerationRequest("id", ("a", "b"), sampling).num_sequences == 6

@@ -1,0 +1,60 @@
+"""Flag over environment over default."""
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Limits, Settings
+
+
+def test_defaults() -> None:
+    settings = Settings()
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8000, None)
+    assert settings.precision == "auto"
+
+
+def test_the_environment_is_above_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTSERVE_PORT", "9000")
+    monkeypatch.setenv("SOFTSERVE_MAX_N", "2")
+    settings = Settings()
+    assert (settings.port, settings.max_n) == (9000, 2)
+
+
+def test_a_flag_is_above_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTSERVE_PORT", "9000")
+    assert Settings(port=9001).port == 9001
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_has_its_sentence(name: str) -> None:
+    description = Settings.model_fields[name].description
+    assert description is not None
+    assert description.endswith(".")
+
+
+def test_limits_are_settings() -> None:
+    assert Limits.model_fields.keys() < Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", -1),
+        ("port", 65536),
+        ("precision", "int4"),
+        ("context_window", 0),
+        ("kv_cache_gib", 0),
+        ("drain_timeout_seconds", -1),
+        ("max_sequences_in_flight", 0),
+        ("log_level", "loud"),
+        ("colour", "red"),
+    ],
+)
+def test_bad_values(name: str, value: object) -> None:
+    with pytest.raises(ValidationError) as raised:
+        Settings(**{name: value})  # type: ignore[arg-type]
+    assert [error["loc"] for error in raised.value.errors()] == [(name,)]
