@@ -119,17 +119,18 @@ async def test_a_full_server_refuses_and_recovers(
 async def test_mixed_requests_at_once_get_what_each_gets_alone(
     client: httpx.Client, async_client: httpx.AsyncClient
 ) -> None:
-    bodies: list[dict[str, Any]] = [
-        {"prompt": f"{start} number {i},", "max_new_tokens": 20, **controls}
+    controls: dict[str, dict[str, Any]] = {
+        "Item": {},
+        "Page": {"temperature": 0.8, "seed": 3},
+        "Line": {"repetition_penalty": 1.2},
+        "Word": {"logprobs": 1, "return_token_ids": True},
+        "Step": {"top_k": 5, "seed": 40, "stop": ["."]},
+        "Rule": {"min_new_tokens": 10, "presence_penalty": 1.0},
+    }
+    bodies = [
+        {"prompt": f"{start} number {i},", "max_new_tokens": 20, **given}
         for i in range(4)
-        for start, controls in [
-            ("Item", {}),
-            ("Page", {"temperature": 0.8, "seed": i}),
-            ("Line", {"repetition_penalty": 1.2}),
-            ("Word", {"logprobs": 1, "return_token_ids": True}),
-            ("Step", {"top_k": 5, "seed": 40 + i, "stop": ["."]}),
-            ("Rule", {"min_new_tokens": 10, "presence_penalty": 1.0}),
-        ]
+        for start, given in controls.items()
     ]
     alone = [generate(client, **body)["completions"] for body in bodies]
 

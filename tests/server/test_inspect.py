@@ -117,7 +117,7 @@ def sample_first_tokens(client: httpx.Client, controls: dict[str, Any]) -> list[
 
 def test_the_command_prints_a_table_with_bars(server: ServerProcess) -> None:
     softserve = Path(sys.executable).with_name("softserve")
-    command = [softserve, "inspect", "The sky is", "--top-k", "2", "--url", server.url]
+    command = [str(softserve), "inspect", "The sky is", "--top-k", "2", "--url", server.url]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     assert "2 of 49,152 tokens can be sampled" in printed
@@ -128,7 +128,7 @@ def test_the_command_prints_a_table_with_bars(server: ServerProcess) -> None:
 
 def test_the_command_says_in_one_sentence_what_is_wrong(server: ServerProcess) -> None:
     softserve = Path(sys.executable).with_name("softserve")
-    command = [softserve, "inspect", "Hi", "--top-k", "0", "--url", server.url]
+    command = [str(softserve), "inspect", "Hi", "--top-k", "0", "--url", server.url]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert ended.returncode == 1

@@ -21,7 +21,7 @@ def _token(text: str, token_id: int, share: float, final: float, *kept: bool | N
     }
 
 
-SAMPLING = {
+SAMPLING: dict[str, Any] = {
     "greedy": False,
     "temperature": 0.7,
     "top_k": 2,
