@@ -6,8 +6,9 @@ outputs between softserve's language and vLLM's. `vllm` itself is imported insid
 """
 
 import asyncio
+import gc
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from math import ceil
 from multiprocessing import resource_tracker
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 DTYPES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 GIB = 1 << 30
 STOP_TIMEOUT_SECONDS = 10.0
+SHORT_TEXT_LENGTH = 4096
 
 
 class VLLMEngine:
@@ -49,6 +51,7 @@ class VLLMEngine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._llm: AsyncLLM | None = None
+        self._tokenizer: Any = None
         self._info: EngineInfo | None = None
 
     @property
@@ -83,30 +86,39 @@ class VLLMEngine:
             self._llm = _start_async_llm(folder, self._settings)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
+        # caller comes before the first is done.
+        self._tokenizer = cached_tokenizer_from_config(self._llm.model_config)
         self._info = _describe(name, self._llm)
+        # What is loaded now stays: keep the garbage collector from walking it again and again.
+        gc.collect()
+        gc.freeze()
 
     async def tokenize(self, text: str) -> list[int]:
-        tokenizer = self._running.get_tokenizer()
-        return await asyncio.to_thread(partial(tokenizer.encode, text, verbose=False))
+        return await _off_the_loop_if_long(text, partial(self._tokenizer.encode, verbose=False))
 
     async def tokenize_chat(self, user: str, system: str | None) -> list[int]:
         messages = [{"role": "user", "content": user}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        return await asyncio.to_thread(self._apply_chat_template, messages)
+        text = self._apply_chat_template(messages)
+        return await _off_the_loop_if_long(
+            text, partial(self._tokenizer.encode, add_special_tokens=False, verbose=False)
+        )
 
-    def _apply_chat_template(self, messages: list[dict[str, str]]) -> list[int]:
+    def _apply_chat_template(self, messages: list[dict[str, str]]) -> str:
         from jinja2.exceptions import TemplateError
 
-        tokenizer = self._running.get_tokenizer()
-        if not getattr(tokenizer, "chat_template", None):
+        if not getattr(self._tokenizer, "chat_template", None):
             raise InvalidRequest(
                 "this model has no chat template: write the whole prompt yourself and leave "
                 "use_chat_template out",
                 param="use_chat_template",
             )
         try:
-            text = tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
@@ -115,11 +127,10 @@ class VLLMEngine:
                 "leave system out, or use_chat_template",
                 param="use_chat_template",
             ) from error
-        token_ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return token_ids
+        return text
 
     def token_text(self, token_id: int) -> str:
-        text: str = self._running.get_tokenizer().decode([token_id])
+        text: str = self._tokenizer.decode([token_id])
         return text
 
     async def generate(
@@ -173,6 +184,13 @@ class VLLMEngine:
     def _running(self) -> "AsyncLLM":
         assert self._llm is not None, "the engine has not started"
         return self._llm
+
+
+async def _off_the_loop_if_long(text: str, encode: Callable[[str], list[int]]) -> list[int]:
+    """Encode a text; in a thread where that takes longer than the way there and back."""
+    if len(text) <= SHORT_TEXT_LENGTH:
+        return encode(text)
+    return await asyncio.to_thread(encode, text)
 
 
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
@@ -283,6 +301,7 @@ def _chunk(
         num_prompt_tokens=len(prompt.token_ids),
         num_cached_tokens=output.num_cached_tokens or 0,
         queue_seconds=metrics.scheduled_ts - metrics.queued_ts if scheduled else 0.0,
+        # A stop string can cut the tokens behind it, but not their log probabilities.
         logprobs=tuple(
             _position_logprobs(position, token_id, num_logprobs)
             for position, token_id in zip(

@@ -8,7 +8,11 @@ import pytest
 
 from tests.server.process import ServerProcess, running
 
-SHARED_ARGUMENTS = ("--max-sequences-in-flight", "64", "--drain-timeout-seconds", "15")
+SHARED_ARGUMENTS = (
+    *("--max-sequences-in-flight", "64"),
+    *("--drain-timeout-seconds", "15"),
+    *("--engine-arg", "block-size=64"),
+)
 LAST_MODULE = "test_lifecycle"
 
 

@@ -9,9 +9,10 @@ import torch
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app import __version__
 from app.engine.default_model import default_model
 from app.settings import Settings
-from tests.server.requests import generate, stream, text_of
+from tests.server.requests import generate, metric, stream, text_of
 
 PROMPTS = [
     "Once upon a time",
@@ -270,7 +271,7 @@ def test_the_prefix_cache_is_reported(client: httpx.Client) -> None:
     assert first["cached_tokens"] == 0
     assert second["prompt_tokens"] == first["prompt_tokens"]
     # All whole blocks but the last are reused.
-    assert 0 < second["prompt_tokens"] - second["cached_tokens"] <= 256
+    assert 0 < second["prompt_tokens"] - second["cached_tokens"] <= 128
 
 
 def test_a_request_that_fills_the_context_window_exactly(client: httpx.Client) -> None:
@@ -319,3 +320,35 @@ def test_streams_of_many_prompts_give_every_completion(client: httpx.Client) -> 
         place = (completion["prompt_index"], completion["index"])
         assert streamed.text(*place) == completion["text"]
         assert streamed.of(*place)[-1]["finish_reason"] == completion["finish_reason"]
+
+
+def test_info(client: httpx.Client) -> None:
+    info = client.get("/info").json()
+
+    assert info.pop("limits")["max_sequences_in_flight"] == 64
+    assert info == {
+        "model": "SmolLM2-135M-Instruct",
+        "device": "cpu",
+        "dtype": "float32",
+        "context_window": 8192,
+        "vocabulary_size": 49152,
+        "engine": "vllm",
+        "engine_version": "0.32.0",
+        "server_version": __version__,
+    }
+
+
+def test_metrics_hold_the_servers_and_vllms(client: httpx.Client) -> None:
+    generated = "softserve_completion_tokens_total"
+    first_tokens = "softserve_time_to_first_token_seconds_count"
+    before = {name: metric(client, name) for name in (generated, first_tokens)}
+
+    generate(client, prompt=PROMPTS[:2], n=2, temperature=1.0, max_new_tokens=3, ignore_eos=True)
+
+    assert metric(client, generated) == before[generated] + 12
+    assert metric(client, first_tokens) == before[first_tokens] + 1
+    assert metric(client, "vllm:generation_tokens_total") >= 12
+
+
+def test_an_engine_argument_reaches_vllm(client: httpx.Client) -> None:
+    assert 'block_size="64"' in client.get("/metrics").text

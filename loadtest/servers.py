@@ -1,0 +1,217 @@
+"""Start a server on a free port of the loopback address, wait until it is ready, end it.
+
+Both servers read the same `SOFTSERVE_*` environment variables, so that one description of the
+engine serves two processes.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+HOST = "127.0.0.1"
+READY_TIMEOUT_SECONDS = 600.0
+READY_POLL_SECONDS = 0.5
+STOP_TIMEOUT_SECONDS = 30.0
+NUM_LOG_LINES_IN_ERROR = 20
+
+
+class ServerFailed(Exception):
+    """A server ended, or did not become ready; the message holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKind:
+    """How a server is started and asked."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    ready_path: str
+    generate_path: str
+    streaming_body: Callable[[str, str, int], dict[str, Any]]
+
+    def command(self, port: int) -> list[str]:
+        address = ("--host", HOST, "--port", str(port))
+        return [sys.executable, "-m", self.module, *self.arguments, *address]
+
+    def request(self, model: str, prompt: str, num_new_tokens: int) -> bytes:
+        """The body that asks for a greedy stream of exactly `num_new_tokens` tokens."""
+        return json.dumps(self.streaming_body(model, prompt, num_new_tokens)).encode()
+
+
+def _softserve_body(model: str, prompt: str, num_new_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "max_new_tokens": num_new_tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
+
+
+def _vllm_body(model: str, prompt: str, num_new_tokens: int) -> dict[str, Any]:
+    return {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": num_new_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+SOFTSERVE = ServerKind(
+    name="softserve",
+    module="app.cli",
+    arguments=("serve",),
+    ready_path="/health/ready",
+    generate_path="/generate",
+    streaming_body=_softserve_body,
+)
+VLLM_SERVE = ServerKind(
+    name="vllm serve",
+    module="loadtest.vllm_serve",
+    arguments=(),
+    ready_path="/health",
+    generate_path="/v1/completions",
+    streaming_body=_vllm_body,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is ready. Its process leads a process group, in which its engine runs too."""
+
+    kind: ServerKind
+    port: int
+    process_id: int
+    start_seconds: float
+
+    def cpu_seconds(self) -> "CPUSeconds":
+        """What the group has used so far."""
+        used = {stat.process_id: stat.cpu_seconds for stat in _group_stats(self.process_id)}
+        serving = used.pop(self.process_id, 0.0)
+        return CPUSeconds(serving, sum(used.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class CPUSeconds:
+    """CPU time of the process that answers HTTP, and of the engine's processes."""
+
+    serving: float
+    engine: float
+
+    def __sub__(self, earlier: "CPUSeconds") -> "CPUSeconds":
+        return CPUSeconds(self.serving - earlier.serving, self.engine - earlier.engine)
+
+    def __add__(self, other: "CPUSeconds") -> "CPUSeconds":
+        return CPUSeconds(self.serving + other.serving, self.engine + other.engine)
+
+
+@contextmanager
+def running(kind: ServerKind, environment: dict[str, str]) -> Iterator[Server]:
+    """A ready server; nothing of it is left afterwards.
+
+    `environment` is added to this process's own.
+
+    Raises:
+        ServerFailed: it ended early or took too long.
+    """
+    port = free_port()
+    with tempfile.TemporaryFile() as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            kind.command(port),
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=Path(__file__).parent.parent,
+            # A group of its own: Ctrl-C reaches only this process, which then ends the group.
+            start_new_session=True,
+        )
+        try:
+            _wait_until_ready(kind, port, process, log)
+            yield Server(kind, port, process.pid, time.perf_counter() - started)
+        finally:
+            _stop(process)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(
+    kind: ServerKind, port: int, process: subprocess.Popen[bytes], log: IO[bytes]
+) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+    url = f"http://{HOST}:{port}{kind.ready_path}"
+    # The loopback address is never behind a proxy, whatever the environment says.
+    with httpx.Client(trust_env=False, timeout=5.0) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServerFailed(
+                    f"{kind.name} ended with code {process.returncode} before it was ready:\n"
+                    + _last_lines(log)
+                )
+            with suppress(httpx.TransportError):
+                if client.get(url).is_success:
+                    return
+            time.sleep(READY_POLL_SECONDS)
+    raise ServerFailed(
+        f"{kind.name} was not ready after {READY_TIMEOUT_SECONDS:.0f} s:\n" + _last_lines(log)
+    )
+
+
+def _last_lines(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-NUM_LOG_LINES_IN_ERROR:])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # A second Ctrl-C leaves the wait, and must not leave an engine behind. A process that was
+        # waited for keeps its group's id taken as long as another of the group lives.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class _ProcessStat:
+    process_id: int
+    cpu_seconds: float
+
+
+def _group_stats(group_id: int) -> Iterator[_ProcessStat]:
+    """The living processes of a group, from Linux's /proc."""
+    ticks_per_second = os.sysconf("SC_CLK_TCK")
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The name, in parentheses, may hold anything; the fields after it are plain.
+            fields = file.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group_id:
+                ticks = int(fields[11]) + int(fields[12])
+                yield _ProcessStat(int(file.parent.name), ticks / ticks_per_second)
