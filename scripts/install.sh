@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 
 purpose=${1:-serve}
 python=${PYTHON:-python3}
+pip_version=26.3
 uv_version=0.13.9
 
 fail() { echo "install: $*" >&2; exit 1; }
@@ -32,7 +33,8 @@ echo "install: $purpose on $SOFTSERVE_DEVICE, about two minutes and 4 GB" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv ||
   fail "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
-"${pip[@]}" install --quiet "uv==$uv_version"
+# The default model is fetched with pip as well, and needs one that can report its progress.
+"${pip[@]}" install --quiet "pip==$pip_version" "uv==$uv_version"
 
 # uv does not read pip's configuration: hand over a mirror or a folder of wheels, where one is set.
 configured() { "${pip[@]}" config get "global.$1" 2>/dev/null || true; }
