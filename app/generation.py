@@ -11,6 +11,8 @@ from typing import Literal
 from app.errors import InvalidRequest
 
 FinishReason = Literal["stop", "length", "abort"]
+# Of a completion in its request: prompt index, index.
+Place = tuple[int, int]
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
@@ -189,6 +191,10 @@ class GenerationChunk:
     queue_seconds: float
     logprobs: tuple[PositionLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
+
+    @property
+    def place(self) -> Place:
+        return self.prompt_index, self.index
 
 
 @dataclass(frozen=True, slots=True)

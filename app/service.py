@@ -13,6 +13,7 @@ from app.generation import (
     AS_IT_IS,
     GenerationChunk,
     GenerationRequest,
+    Place,
     PromptFormat,
     SamplingControls,
 )
@@ -53,6 +54,7 @@ class Service:
         """
         self._check_limits(request)
         with self._admitted(request.num_sequences):
+            self._check_top_k(request.sampling)
             prompts = await asyncio.gather(
                 *(
                     self._encode(index, text, request.format)
@@ -74,6 +76,7 @@ class Service:
     async def inspect(self, request: InspectionRequest) -> tuple[Prompt, Distribution]:
         """The next-token distribution after a prompt. Raises as `generate` does."""
         with self._admitted(1):
+            self._check_top_k(request.sampling)
             prompt = await self._encode(0, request.prompt, request.format)
             self._check_fits(prompt, request.sampling, 1)
             logprobs = await self.engine.next_token_logprobs(request.request_id, prompt)
@@ -117,7 +120,7 @@ class Service:
 
     def _check_fits(self, prompt: Prompt, sampling: SamplingControls, num_prompts: int) -> None:
         which = "the prompt" if num_prompts == 1 else f"prompt {prompt.index}"
-        window, vocabulary = self.engine.info.context_window, self.engine.info.vocabulary_size
+        window = self.engine.info.context_window
         num_tokens, max_new_tokens = len(prompt.token_ids), sampling.max_new_tokens
         if num_tokens == 0:
             raise InvalidRequest(f"{which} has no tokens: write something in it", param="prompt")
@@ -132,6 +135,9 @@ class Service:
                 f"the context window is {window:,}: {shorter}",
                 param="prompt",
             )
+
+    def _check_top_k(self, sampling: SamplingControls) -> None:
+        vocabulary = self.engine.info.vocabulary_size
         if sampling.top_k is not None and sampling.top_k > vocabulary:
             raise InvalidRequest(
                 f"top_k is {sampling.top_k:,} and the vocabulary has {vocabulary:,} tokens: "
@@ -142,7 +148,7 @@ class Service:
     def _observer(self) -> Callable[[GenerationChunk], None]:
         """A function that records the latencies and token counts of one request's chunks."""
         started = time.perf_counter()
-        last_token_at: dict[tuple[int, int], float] = {}
+        last_token_at: dict[Place, float] = {}
         prompts_seen: set[int] = set()
 
         def observe(chunk: GenerationChunk) -> None:
@@ -155,13 +161,12 @@ class Service:
             if num_tokens == 0:
                 return
             self.metrics.completion_tokens.inc(num_tokens)
-            sequence = (chunk.prompt_index, chunk.index)
             if not last_token_at:
                 self.metrics.time_to_first_token.observe(now - started)
-            if sequence in last_token_at:
+            if chunk.place in last_token_at:
                 self.metrics.inter_token_latency.observe(
-                    (now - last_token_at[sequence]) / num_tokens
+                    (now - last_token_at[chunk.place]) / num_tokens
                 )
-            last_token_at[sequence] = now
+            last_token_at[chunk.place] = now
 
         return observe

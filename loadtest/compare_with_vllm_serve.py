@@ -169,7 +169,8 @@ def main(
 ) -> None:
     """Measure softserve and vLLM's own server side by side; further settings: SOFTSERVE_*."""
     # The end of this process, however it is asked for, is the end of its server.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # It goes the way of Ctrl-C, which a running event loop knows how to take.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     progress = _progress()
     try:
         load = Load.make(
@@ -236,8 +237,8 @@ def print_report(
     """The same for a person, on stdout."""
     console = Console(highlight=False)
     console.print(
-        "{model}: {clients} streaming clients, {prompt_tokens} tokens in, {new_tokens} out, "
-        "{requests} requests a run".format_map(description)
+        "{model}\n{clients} streaming clients, {requests} requests a run, "
+        "{prompt_tokens} tokens in, {new_tokens} out".format_map(description)
     )
     console.print(results_table(measurements))
     console.print(ratio_line(ratio))

@@ -16,7 +16,7 @@ from typing import Any
 from app.engine.arguments import parse_engine_arguments
 from app.engine.environment import prepare_cpu_environment, prepare_environment
 from app.engine.model import find_model
-from app.engine.vllm import _engine_arguments
+from app.engine.vllm import engine_arguments
 from app.settings import Settings
 
 API_SERVER = "vllm.entrypoints.openai.api_server"
@@ -30,7 +30,7 @@ def main() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     on_cpu = vllm.platforms.current_platform.is_cpu()
-    arguments = _engine_arguments(folder, settings, on_cpu) | parse_engine_arguments(
+    arguments = engine_arguments(folder, settings, on_cpu) | parse_engine_arguments(
         settings.engine_arg, AsyncEngineArgs
     )
     if on_cpu:

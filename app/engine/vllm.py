@@ -196,17 +196,19 @@ async def _off_the_loop_if_long(text: str, encode: Callable[[str], list[int]]) -
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
     import vllm.platforms
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     on_cpu = vllm.platforms.current_platform.is_cpu()
-    arguments = _engine_arguments(folder, settings, on_cpu) | parse_engine_arguments(
+    arguments = engine_arguments(folder, settings, on_cpu) | parse_engine_arguments(
         settings.engine_arg, AsyncEngineArgs
     )
     if on_cpu:
         prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
     try:
         engine_args = AsyncEngineArgs(**arguments)
-        config = engine_args.create_engine_config()
+        # vLLM's batch sizes on a large GPU are those of a server only where it is told of one.
+        config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     # vLLM refuses a model or an argument with whatever its check happens to raise.
     except Exception as error:
         raise ModelNotLoadable(f"vLLM cannot serve {folder}: {_reason(error)}") from error
@@ -218,7 +220,8 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
         ) from error
 
 
-def _engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str, Any]:
+def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments for these settings, before any `--engine-arg`."""
     precision = settings.precision
     if precision == "auto":
         precision = "fp32" if on_cpu else "bf16"

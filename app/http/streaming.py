@@ -16,7 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from app.engine.protocol import Engine
 from app.errors import SoftserveError
-from app.generation import FinishReason, GenerationChunk, GenerationRequest, PositionLogprobs
+from app.generation import (
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    Place,
+    PositionLogprobs,
+)
 from app.http.errors import describe
 from app.http.schemas import (
     CompletionOut,
@@ -30,7 +36,6 @@ from app.http.schemas import (
 from app.metrics import Outcome
 
 T = TypeVar("T")
-Sequence = tuple[int, int]
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +74,7 @@ class Tally:
     first_token_at: float | None = None
     queue_seconds: float = 0.0
     prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
-    completion_tokens: dict[Sequence, int] = field(default_factory=dict)
+    completion_tokens: dict[Place, int] = field(default_factory=dict)
 
     def add(self, chunk: GenerationChunk) -> None:
         if self.first_token_at is None and chunk.token_ids:
@@ -78,10 +83,8 @@ class Tally:
         self.prompts.setdefault(
             chunk.prompt_index, (chunk.num_prompt_tokens, chunk.num_cached_tokens)
         )
-        sequence = (chunk.prompt_index, chunk.index)
-        self.completion_tokens[sequence] = self.completion_tokens.get(sequence, 0) + len(
-            chunk.token_ids
-        )
+        num_tokens = self.completion_tokens.get(chunk.place, 0) + len(chunk.token_ids)
+        self.completion_tokens[chunk.place] = num_tokens
 
     def usage(self) -> UsageOut:
         """Of the whole request."""
@@ -91,12 +94,12 @@ class Tally:
             cached_tokens=sum(cached for _, cached in self.prompts.values()),
         )
 
-    def usage_of(self, sequence: Sequence) -> UsageOut:
+    def usage_of(self, place: Place) -> UsageOut:
         """Of one completion and its prompt."""
-        prompt_tokens, cached_tokens = self.prompts[sequence[0]]
+        prompt_tokens, cached_tokens = self.prompts[place[0]]
         return UsageOut(
             prompt_tokens=prompt_tokens,
-            completion_tokens=self.completion_tokens[sequence],
+            completion_tokens=self.completion_tokens[place],
             cached_tokens=cached_tokens,
         )
 
@@ -144,15 +147,15 @@ def _position(position: PositionLogprobs) -> PositionLogprobsOut:
 
 async def collect(answering: Answering, chunks: AsyncGenerator[GenerationChunk]) -> GenerateAnswer:
     """All chunks as one answer, in order of prompt, then of index."""
-    pieces: dict[Sequence, list[GenerationChunk]] = {}
+    pieces: dict[Place, list[GenerationChunk]] = {}
     async with aclosing(chunks):
         async for chunk in chunks:
             answering.tally.add(chunk)
-            pieces.setdefault((chunk.prompt_index, chunk.index), []).append(chunk)
+            pieces.setdefault(chunk.place, []).append(chunk)
     return GenerateAnswer(
         id=answering.request.request_id,
         model=answering.engine.info.model,
-        completions=[_completion(answering, pieces[sequence]) for sequence in sorted(pieces)],
+        completions=[_completion(answering, pieces[place]) for place in sorted(pieces)],
         sampling=SamplingOut.of(answering.request.sampling),
         usage=answering.tally.usage(),
         timings=answering.tally.timings(),
@@ -240,7 +243,7 @@ def _ending(answering: Answering, chunk: GenerationChunk) -> dict[str, Any]:
     return {
         "text": "",
         "finish_reason": chunk.finish_reason,
-        "usage": answering.tally.usage_of((chunk.prompt_index, chunk.index)),
+        "usage": answering.tally.usage_of(chunk.place),
         "timings": answering.tally.timings(),
         "id": answering.request.request_id,
         "model": answering.engine.info.model,
