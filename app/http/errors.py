@@ -1,7 +1,7 @@
 """From error to status: the one table, and the one body of every error."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -39,7 +39,7 @@ INTERNAL_MESSAGE = (
     "the server failed on this request: its log has the reason, under the id in x-request-id"
 )
 NOT_AN_OBJECT = "the body must be a JSON object, sent with content-type: application/json"
-KNOWN_FIELDS = {*GenerateBody.model_fields, *InspectBody.model_fields}
+FIELDS = {"/generate": list(GenerateBody.model_fields), "/inspect": list(InspectBody.model_fields)}
 MAX_MESSAGES = 3
 MAX_QUOTED_LENGTH = 80
 
@@ -88,26 +88,31 @@ def install_error_handlers(app: FastAPI) -> None:
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         errors = error.errors()
         status = 400 if errors[0]["type"] == "json_invalid" else 422
-        return JSONResponse(_describe_validation(errors), status)
+        known_fields = FIELDS.get(request.url.path, [])
+        return JSONResponse(_describe_validation(errors, known_fields), status)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        message = HTTP_MESSAGES.get(error.status_code, str(error.detail)).format(
-            path=request.url.path, method=request.method
-        )
+        message = error.detail
+        if (template := HTTP_MESSAGES.get(error.status_code)) is not None:
+            message = template.format(path=request.url.path, method=request.method)
         name = HTTP_TYPES.get(error.status_code, "invalid_request")
         return JSONResponse(error_body(name, message), error.status_code, error.headers)
 
 
-def _describe_validation(errors: Iterable[Mapping[str, Any]]) -> ErrorBody:
-    described = [_describe_field(error) for error in errors]
+def _describe_validation(
+    errors: Iterable[Mapping[str, Any]], known_fields: Sequence[str]
+) -> ErrorBody:
+    described = [_describe_field(error, known_fields) for error in errors]
     messages = [message for message, _ in described[:MAX_MESSAGES]]
     if len(described) > MAX_MESSAGES:
         messages.append(f"and {len(described) - MAX_MESSAGES} more")
     return error_body("invalid_request", "; ".join(messages), described[0][1])
 
 
-def _describe_field(error: Mapping[str, Any]) -> tuple[str, str | None]:
+def _describe_field(
+    error: Mapping[str, Any], known_fields: Sequence[str]
+) -> tuple[str, str | None]:
     """A sentence for one of pydantic's errors, and the field that it is about."""
     kind, location = error["type"], error["loc"][1:]
     field = _shortened(str(location[0])) if location else None
@@ -124,7 +129,7 @@ def _describe_field(error: Mapping[str, Any]) -> tuple[str, str | None]:
         case "missing":
             return f"{where} is missing: it is required", field
         case "extra_forbidden":
-            return f"there is no field {where}{_suggestion(field)}", field
+            return f"there is no field {where}{_suggestion(field, known_fields)}", field
         case "string_too_short" | "too_short":
             return f"{where} is empty: write something in it, or leave it out", field
         case "not_text":
@@ -134,8 +139,8 @@ def _describe_field(error: Mapping[str, Any]) -> tuple[str, str | None]:
             return f"{where} {reason}{_quoted(error['input'])}", field
 
 
-def _suggestion(field: str) -> str:
-    close = difflib.get_close_matches(field, KNOWN_FIELDS, n=1)
+def _suggestion(field: str, known_fields: Sequence[str]) -> str:
+    close = difflib.get_close_matches(field, known_fields, n=1)
     return f": did you mean {close[0]}?" if close else ": GET /docs lists the fields"
 
 

@@ -80,3 +80,11 @@ async def test_bad_input(served: Served, fields: dict[str, object], param: str) 
     response = await served.inspect(**{"prompt": "hello", **fields})
     status, _, named = error_of(response)
     assert (status, named) == (422, param)
+
+
+async def test_a_field_of_another_endpoint_is_not_suggested(served: Served) -> None:
+    response = await served.inspect("hello", repetition_penalty=1.2)
+
+    assert response.json()["error"]["message"] == (
+        "there is no field repetition_penalty: GET /docs lists the fields"
+    )
