@@ -16,7 +16,7 @@ COPY scripts/install.sh scripts/install.sh
 COPY app app
 
 # The very same steps as `make serve`.
-RUN SOFTSERVE_DEVICE=${DEVICE} scripts/install.sh serve && rm -rf /root/.cache
+RUN SOFTSERVE_DEVICE=${DEVICE} scripts/install.sh serve && rm -rf ~/.cache
 
 # The default model, and vLLM's caches: mount a volume here to keep them.
 ENV SOFTSERVE_CACHE_DIR=/var/cache/softserve \
