@@ -32,6 +32,7 @@ def create_app(
     """
     metrics = Metrics()
     admission = Admission(settings.max_sequences_in_flight)
+    metrics.sequences_in_flight.set_function(lambda: admission.sequences_in_flight)
     lifecycle = Lifecycle(engine, admission, on_failure)
 
     @asynccontextmanager

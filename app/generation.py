@@ -195,12 +195,3 @@ class GenerationChunk:
     @property
     def place(self) -> Place:
         return self.prompt_index, self.index
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts. A prompt counts once, however many completions it has."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0

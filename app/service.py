@@ -92,11 +92,7 @@ class Service:
             self.metrics.requests_in_flight.track_inprogress(),
             self.metrics.request_duration.time(),
         ):
-            self.metrics.sequences_in_flight.inc(num_sequences)
-            try:
-                yield
-            finally:
-                self.metrics.sequences_in_flight.dec(num_sequences)
+            yield
 
     async def _encode(self, index: int, text: str, format: PromptFormat) -> Prompt:
         if format.use_chat_template:

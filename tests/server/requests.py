@@ -1,7 +1,7 @@
 """Short forms of what the tests ask a server."""
 
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,17 @@ class Streamed:
     events: list[dict[str, Any]] = field(default_factory=list)
     done: bool = False
 
+    @classmethod
+    def of_lines(cls, lines: Iterable[str]) -> "Streamed":
+        streamed = cls()
+        for event in parse_events(lines):
+            assert not streamed.done, "an event after [DONE]"
+            if isinstance(event, str):
+                streamed.done = True
+            else:
+                streamed.events.append(event)
+        return streamed
+
     def text(self, prompt_index: int = 0, index: int = 0) -> str:
         return "".join(event["text"] for event in self.of(prompt_index, index))
 
@@ -48,40 +59,17 @@ class Streamed:
 
 def stream(client: httpx.Client, **body: Any) -> Streamed:
     """POST /generate with `stream`, to its end."""
-    streamed = Streamed()
     with client.stream("POST", "/generate", json=body | {"stream": True}) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["content-type"].startswith("text/event-stream")
-        for event in parse_events(response.iter_lines()):
-            if isinstance(event, str):
-                streamed.done = True
-            else:
-                assert not streamed.done, "an event after [DONE]"
-                streamed.events.append(event)
-    return streamed
+        return Streamed.of_lines(response.iter_lines())
 
 
 async def stream_async(client: httpx.AsyncClient, **body: Any) -> Streamed:
-    streamed = Streamed()
+    """As `stream`, beside other requests."""
     async with client.stream("POST", "/generate", json=body | {"stream": True}) as response:
         assert response.status_code == 200, await response.aread()
-        lines = [line async for line in response.aiter_lines()]
-    for event in parse_events(lines):
-        if isinstance(event, str):
-            streamed.done = True
-        else:
-            streamed.events.append(event)
-    return streamed
-
-
-async def first_events(response: httpx.Response, count: int) -> AsyncIterator[dict[str, Any] | str]:
-    seen = 0
-    async for line in response.aiter_lines():
-        for event in parse_events([line]):
-            yield event
-            seen += 1
-            if seen == count:
-                return
+        return Streamed.of_lines([line async for line in response.aiter_lines()])
 
 
 def metric(client: httpx.Client, name: str) -> float:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.server.process import ServerProcess
 from tests.server.requests import generate, metric, stream_async, text_of
@@ -59,21 +60,20 @@ async def test_the_middle_of_three_leaves_and_two_complete(
     await wait_until_running(server, 0)
 
 
-async def test_leaving_a_request_without_stream_frees_its_place(server: ServerProcess) -> None:
-    async with server.async_client() as leaver:
-        request = asyncio.create_task(leaver.post("/generate", json=ENDLESS))
-        await wait_until_running(server, 1)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-
-    await wait_until_running(server, 0)
-
-
-async def test_leaving_frees_every_completion_of_every_prompt(server: ServerProcess) -> None:
-    body = ENDLESS | {"prompt": ["Red", "Green", "Blue"], "n": 4, "temperature": 1.0}
+@pytest.mark.parametrize(
+    ("body", "num_sequences"),
+    [
+        (ENDLESS, 1),
+        (ENDLESS | {"prompt": ["Red", "Green", "Blue"], "n": 4, "temperature": 1.0}, 12),
+    ],
+    ids=["one completion", "every completion of every prompt"],
+)
+async def test_leaving_a_request_without_stream_frees_its_place(
+    server: ServerProcess, body: dict[str, Any], num_sequences: int
+) -> None:
     async with server.async_client() as leaver:
         request = asyncio.create_task(leaver.post("/generate", json=body))
-        await wait_until_running(server, 12)
+        await wait_until_running(server, num_sequences)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
 

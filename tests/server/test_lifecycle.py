@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.server.process import ServerProcess, running
-from tests.server.requests import Streamed, parse_events
+from tests.server.requests import Streamed
 
 LONG = {"prompt": "Once upon a time", "max_new_tokens": 4000, "ignore_eos": True}
 PLENTY_SECONDS = 60.0
@@ -34,13 +34,7 @@ class OpenStream:
             async for line in response.aiter_lines():
                 self.raw.append(line)
                 self.started.set()
-        streamed = Streamed()
-        for event in parse_events(self.raw):
-            if isinstance(event, str):
-                streamed.done = True
-            else:
-                streamed.events.append(event)
-        return streamed
+        return Streamed.of_lines(self.raw)
 
 
 def is_free(url: str) -> bool:
