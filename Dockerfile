@@ -14,17 +14,21 @@ COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
 COPY scripts/install.sh scripts/install.sh
 COPY app app
+COPY adapters adapters
 
 # The very same steps as `make serve`.
 RUN SOFTSERVE_DEVICE=${DEVICE} scripts/install.sh serve && rm -rf ~/.cache
 
-# The default model, and vLLM's caches: mount a volume here to keep them.
+# The default model and vLLM's caches, and the versions of adapters: mount volumes to keep them.
 ENV SOFTSERVE_CACHE_DIR=/var/cache/softserve \
+    SOFTSERVE_ADAPTER_DIR=/opt/softserve/adapters \
+    XDG_DATA_HOME=/var/lib \
     SOFTSERVE_HOST=0.0.0.0 \
     HF_HOME=/var/cache/softserve/huggingface
-RUN useradd --system --create-home softserve && install -d -o softserve /var/cache/softserve
+RUN useradd --system --create-home softserve \
+ && install -d -o softserve /var/cache/softserve /var/lib/softserve
 USER softserve
-VOLUME /var/cache/softserve
+VOLUME /var/cache/softserve /var/lib/softserve
 
 EXPOSE 8000
 HEALTHCHECK --interval=10s --start-period=300s --timeout=3s \

@@ -6,9 +6,13 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
+from app.adapters.archive import MAX_CONFIG_BYTES
+from app.adapters.registry import Registry
+from app.adapters.watcher import FolderWatcher
 from app.admission import Admission
 from app.engine.protocol import Engine
 from app.errors import SoftserveError
+from app.http.adapter_routes import router as adapter_router
 from app.http.errors import install_error_handlers
 from app.http.middleware import BodyLimit, RequestContext
 from app.http.routes import router
@@ -18,8 +22,9 @@ from app.service import Service
 from app.settings import Settings
 
 DESCRIPTION = (
-    "One base model on vLLM. Greedy decoding unless asked otherwise; no field is accepted and "
-    "ignored; every error has the same body and says what to do."
+    "One base model on vLLM, and adapters picked per request. Greedy decoding unless asked "
+    "otherwise; no field is accepted and ignored; every error has the same body and says what to "
+    "do."
 )
 
 
@@ -33,7 +38,11 @@ def create_app(
     metrics = Metrics()
     admission = Admission(settings.max_sequences_in_flight)
     metrics.sequences_in_flight.set_function(lambda: admission.sequences_in_flight)
-    lifecycle = Lifecycle(engine, admission, on_failure)
+    registry = Registry(engine, settings)
+    metrics.adapters_live.set_function(lambda: registry.num_live)
+    metrics.adapters_loaded.set_function(lambda: registry.num_loaded)
+    watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
+    lifecycle = Lifecycle(engine, registry, watcher, admission, on_failure)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,10 +57,17 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.service = Service(engine, admission, metrics, settings)
+    app.state.settings = settings
+    app.state.service = Service(engine, registry, admission, metrics, settings)
     app.state.lifecycle = lifecycle
     app.include_router(router)
+    app.include_router(adapter_router)
     install_error_handlers(app)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_body_bytes=settings.max_body_bytes,
+        # The two files, and what a form puts around them.
+        max_form_bytes=settings.max_adapter_bytes + 2 * MAX_CONFIG_BYTES,
+    )
     app.add_middleware(RequestContext, metrics=metrics)
     return app

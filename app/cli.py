@@ -10,12 +10,14 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from app import __version__
-from app.client import ClientError, post
+from app.adapter_cli import adapters
+from app.client import Client
 from app.errors import StartError
 from app.http.schemas import InspectAnswer
 from app.logs import configure_logging
 from app.settings import Limits, Settings
 from app.tables import print_distribution
+from app.terminal import DEFAULT_URL, Url, fail, telling_failures
 
 cli = typer.Typer(
     name="softserve",
@@ -23,6 +25,7 @@ cli = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+cli.add_typer(adapters)
 
 
 def _print_version(wanted: bool) -> None:
@@ -43,11 +46,6 @@ def main(
     pass
 
 
-def _fail(sentence: str) -> typer.Exit:
-    typer.echo(f"softserve: {sentence}", err=True)
-    return typer.Exit(1)
-
-
 def serve(**given: Any) -> None:
     """Start the server. It answers /health/live at once and /health/ready when the model is loaded.
 
@@ -57,7 +55,7 @@ def serve(**given: Any) -> None:
         settings = Settings(**_without_missing(given))
     except ValidationError as error:
         reasons = [f"{_flag(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
-        raise _fail("; ".join(reasons)) from None
+        raise fail("; ".join(reasons)) from None
     configure_logging(settings.log_format, settings.log_level)
     # vLLM's and the server's imports take seconds, which no other command has to wait for.
     from app.server import serve as run_server
@@ -65,7 +63,7 @@ def serve(**given: Any) -> None:
     try:
         exit_code = run_server(settings)
     except StartError as error:
-        raise _fail(error.message) from None
+        raise fail(error.message) from None
     raise typer.Exit(exit_code)
 
 
@@ -126,9 +124,7 @@ def inspect(
         bool, typer.Option("--use-chat-template", help="Wrap the prompt as a user message.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    url: Annotated[
-        str, typer.Option(help="The running server.", envvar="SOFTSERVE_URL")
-    ] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
 ) -> None:
     """Show what the sampling controls do to a prompt's next token, on a running server."""
     controls = {
@@ -143,10 +139,8 @@ def inspect(
         "num_tokens": num_tokens,
         "use_chat_template": use_chat_template,
     }
-    try:
-        answer = post(url, "/inspect", body, InspectAnswer)
-    except ClientError as error:
-        raise _fail(str(error)) from None
+    with telling_failures():
+        answer = Client(url).post("/inspect", body, InspectAnswer)
     print_distribution(answer)
 
 

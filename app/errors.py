@@ -22,6 +22,34 @@ class ContextWindowExceeded(InvalidRequest):
     """The prompt and its completion do not fit into the context window."""
 
 
+class AdapterError(SoftserveError):
+    """Something is wrong with an adapter, or with what is asked of one."""
+
+
+class AdapterNotFound(AdapterError):
+    """No adapter goes by this name, or it has no such version."""
+
+
+class AdapterRejected(AdapterError):
+    """The files are not an adapter that this server can run; the message says why."""
+
+
+class AdapterTooLarge(AdapterRejected):
+    """The files are over a size limit."""
+
+
+class AdapterConflict(AdapterError):
+    """What is asked contradicts what is there: another kind of adapter, nothing to go back to."""
+
+
+class KeyRequired(SoftserveError):
+    """Administration without the admin key, or with another."""
+
+
+class NotPermitted(SoftserveError):
+    """Administration from another machine, where no admin key is configured."""
+
+
 class Unavailable(SoftserveError):
     """The server cannot take this request now; another try may succeed.
 

@@ -144,6 +144,7 @@ class GenerationRequest:
     """What a client asks: `n` completions for every prompt.
 
     `logprobs` is the number of most likely tokens to report per position (None: report nothing).
+    `adapter` and `soft_prompt` are each a name, or `name@version`.
     """
 
     request_id: str
@@ -151,6 +152,8 @@ class GenerationRequest:
     sampling: SamplingControls
     format: PromptFormat = AS_IT_IS
     logprobs: int | None = None
+    adapter: str | None = None
+    soft_prompt: str | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -179,7 +182,8 @@ class GenerationChunk:
     """A piece of one completion, as the engine produces it.
 
     `text` holds whole characters only; `token_ids` are the tokens since the last chunk, whose text
-    may still be held back. `num_cached_tokens` of the prompt came from the prefix cache.
+    may still be held back. `num_cached_tokens` of the prompt and its soft prompt came from the
+    prefix cache. `lora` and `soft_prompt` are the digests of the versions that made it.
     """
 
     prompt_index: int
@@ -191,6 +195,9 @@ class GenerationChunk:
     queue_seconds: float
     logprobs: tuple[PositionLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
+    lora: str | None = None
+    soft_prompt: str | None = None
+    num_virtual_tokens: int = 0
 
     @property
     def place(self) -> Place:

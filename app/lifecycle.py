@@ -1,10 +1,12 @@
-"""The engine's life: start, open the door, watch; close the door when it dies or drains."""
+"""The server's life: start the engine, open the door, watch; close it when it dies or drains."""
 
 import asyncio
 from collections.abc import Callable
 
 import structlog
 
+from app.adapters.registry import Registry
+from app.adapters.watcher import FolderWatcher
 from app.admission import Admission
 from app.engine.protocol import Engine
 from app.errors import EngineDied, ServerDraining, SoftserveError, StartError
@@ -14,10 +16,13 @@ log = structlog.get_logger(__name__)
 WATCH_INTERVAL_SECONDS = 0.2
 # Enough for open requests to be answered, once nothing runs for them any more.
 ANSWER_TIMEOUT_SECONDS = 5.0
+# What lies in the watched folder is live when the server is ready; more than this many seconds'
+# worth of it goes on being added while requests are answered.
+CATCH_UP_TIMEOUT_SECONDS = 30.0
 
 
 class Lifecycle:
-    """Runs an engine and says through `admission` whether it takes work.
+    """Runs an engine with its adapters, and says through `admission` whether it takes work.
 
     `on_failure` is called once, if the engine cannot start or has died and its open requests have
     been answered.
@@ -26,10 +31,14 @@ class Lifecycle:
     def __init__(
         self,
         engine: Engine,
+        registry: Registry,
+        watcher: FolderWatcher,
         admission: Admission,
         on_failure: Callable[[SoftserveError], None],
     ) -> None:
         self._engine = engine
+        self._registry = registry
+        self._watcher = watcher
         self._admission = admission
         self._on_failure = on_failure
         self._running: asyncio.Task[None] | None = None
@@ -52,10 +61,14 @@ class Lifecycle:
         """Stop watching, and end the engine's processes."""
         if self._running is not None:
             self._running.cancel()
+            await asyncio.wait([self._running])
+        await self._registry.close()
         await self._engine.stop()
 
     async def _run(self) -> None:
         try:
+            # First: a store that is in use fails now, not after a minute.
+            await self._registry.open()
             await self._engine.start()
         except StartError as error:
             self._on_failure(error)
@@ -64,11 +77,17 @@ class Lifecycle:
             log.exception("the engine failed to start")
             self._on_failure(StartError("the engine failed to start: the reason is above"))
             return
-        self._admission.open()
-        log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
-        # vLLM has no event to wait for.
-        while not self._engine.died:  # noqa: ASYNC110
-            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+        watching = asyncio.create_task(self._watcher.run())
+        try:
+            await self._watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
+            self._admission.open()
+            log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
+            # vLLM has no event to wait for.
+            while not self._engine.died:  # noqa: ASYNC110
+                await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
         died = EngineDied("the engine process has died: the server restarts, try again")
         self._admission.close(died)
         await self._idle_within(ANSWER_TIMEOUT_SECONDS)

@@ -33,6 +33,14 @@ class Metrics:
             "Completions being generated or waiting.",
             registry=self.registry,
         )
+        self.adapters_live = Gauge(
+            "softserve_adapters_live", "Adapters with a live version.", registry=self.registry
+        )
+        self.adapters_loaded = Gauge(
+            "softserve_adapters_loaded",
+            "Versions of adapters that the engine holds in memory.",
+            registry=self.registry,
+        )
         self.time_to_first_token = Histogram(
             "softserve_time_to_first_token_seconds",
             "From admission to the first token of a request.",

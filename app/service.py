@@ -1,11 +1,15 @@
-"""Admit, tokenize, generate, record: what happens to a request, whatever transport it came by."""
+"""What happens to a request, whatever transport it came by.
+
+Admit, resolve its adapters, tokenize, generate, record.
+"""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
+from app.adapters.registry import Adapters, Registry
 from app.admission import Admission
 from app.engine.protocol import Decoding, Engine, Prompt
 from app.errors import ContextWindowExceeded, InvalidRequest
@@ -32,15 +36,23 @@ class InspectionRequest:
     sampling: SamplingControls
     num_tokens: int
     format: PromptFormat = AS_IT_IS
+    adapter: str | None = None
+    soft_prompt: str | None = None
 
 
 class Service:
     """The operations of the server."""
 
     def __init__(
-        self, engine: Engine, admission: Admission, metrics: Metrics, limits: Limits
+        self,
+        engine: Engine,
+        registry: Registry,
+        admission: Admission,
+        metrics: Metrics,
+        limits: Limits,
     ) -> None:
         self.engine = engine
+        self.registry = registry
         self.admission = admission
         self.metrics = metrics
         self.limits = limits
@@ -49,15 +61,19 @@ class Service:
         """Yield the chunks of all completions as they come. Leaving early frees their place.
 
         Raises:
+            AdapterError: a named adapter is not there, or cannot be loaded.
             InvalidRequest: a prompt does not fit, or the model cannot honour a control.
             Unavailable: the server is full, starting, draining, or its engine has died.
         """
         self._check_limits(request)
-        with self._admitted(request.num_sequences):
+        async with (
+            self._admitted(request.num_sequences),
+            self.registry.lease(request.adapter, request.soft_prompt) as adapters,
+        ):
             self._check_top_k(request.sampling)
             prompts = await asyncio.gather(
                 *(
-                    self._encode(index, text, request.format)
+                    self._encode(index, text, request.format, adapters)
                     for index, text in enumerate(request.prompts)
                 )
             )
@@ -75,17 +91,25 @@ class Service:
 
     async def inspect(self, request: InspectionRequest) -> tuple[Prompt, Distribution]:
         """The next-token distribution after a prompt. Raises as `generate` does."""
-        with self._admitted(1):
+        async with (
+            self._admitted(1),
+            self.registry.lease(request.adapter, request.soft_prompt) as adapters,
+        ):
             self._check_top_k(request.sampling)
-            prompt = await self._encode(0, request.prompt, request.format)
+            prompt = await self._encode(0, request.prompt, request.format, adapters)
             self._check_fits(prompt, request.sampling, 1)
             logprobs = await self.engine.next_token_logprobs(request.request_id, prompt)
             return prompt, await asyncio.to_thread(
                 inspect_distribution, logprobs, request.sampling, request.num_tokens
             )
 
-    @contextmanager
-    def _admitted(self, num_sequences: int) -> Iterator[None]:
+    def check_serving(self) -> None:
+        """Raises `Unavailable` while the server starts or drains, or its engine has died."""
+        if self.admission.refusal is not None:
+            raise self.admission.refusal
+
+    @asynccontextmanager
+    async def _admitted(self, num_sequences: int) -> AsyncIterator[None]:
         """Hold a place, and show that it is held."""
         with (
             self.admission.slot(num_sequences),
@@ -94,10 +118,20 @@ class Service:
         ):
             yield
 
-    async def _encode(self, index: int, text: str, format: PromptFormat) -> Prompt:
+    async def _encode(
+        self, index: int, text: str, format: PromptFormat, adapters: Adapters
+    ) -> Prompt:
         if format.use_chat_template:
-            return Prompt(index, await self.engine.tokenize_chat(text, format.system))
-        return Prompt(index, await self.engine.tokenize(text))
+            token_ids = await self.engine.tokenize_chat(text, format.system)
+        else:
+            token_ids = await self.engine.tokenize(text)
+        return Prompt(
+            index,
+            token_ids,
+            lora=adapters.lora_digest,
+            soft_prompt=adapters.soft_prompt_digest,
+            num_virtual_tokens=adapters.num_virtual_tokens,
+        )
 
     def _check_limits(self, request: GenerationRequest) -> None:
         stop, limits = request.sampling.stop, self.limits
@@ -117,9 +151,10 @@ class Service:
     def _check_fits(self, prompt: Prompt, sampling: SamplingControls, num_prompts: int) -> None:
         which = "the prompt" if num_prompts == 1 else f"prompt {prompt.index}"
         window = self.engine.info.context_window
-        num_tokens, max_new_tokens = len(prompt.token_ids), sampling.max_new_tokens
-        if num_tokens == 0:
+        num_virtual, max_new_tokens = prompt.num_virtual_tokens, sampling.max_new_tokens
+        if not prompt.token_ids:
             raise InvalidRequest(f"{which} has no tokens: write something in it", param="prompt")
+        num_tokens = len(prompt.token_ids) + num_virtual
         if (excess := num_tokens + max_new_tokens - window) > 0:
             shorter = f"shorten the prompt by {excess:,} tokens"
             if excess < max_new_tokens:
@@ -127,7 +162,9 @@ class Service:
             elif num_tokens < window:
                 shorter += f", or lower max_new_tokens to {window - num_tokens:,}"
             raise ContextWindowExceeded(
-                f"{which} has {num_tokens:,} tokens and max_new_tokens is {max_new_tokens:,}; "
+                f"{which} has {len(prompt.token_ids):,} tokens"
+                + (f", its soft prompt {num_virtual:,}" if num_virtual else "")
+                + f" and max_new_tokens is {max_new_tokens:,}; "
                 f"the context window is {window:,}: {shorter}",
                 param="prompt",
             )

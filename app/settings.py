@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_path
-from pydantic import BaseModel, BeforeValidator, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -34,6 +34,13 @@ class Limits(BaseModel):
     )
     max_body_bytes: PositiveInt = Field(
         1_048_576, description="Bytes in one request body.", examples=[1_048_576]
+    )
+    max_virtual_tokens: NonNegativeInt = Field(
+        256, description="Virtual tokens of one soft prompt; 0 turns them off.", examples=[256]
+    )
+    max_lora_rank: PositiveInt = Field(32, description="The rank of one LoRA.", examples=[32])
+    max_adapter_bytes: PositiveInt = Field(
+        1 << 30, description="Bytes in the files of one adapter.", examples=[1 << 30]
     )
     max_sequences_in_flight: PositiveInt = Field(
         256,
@@ -71,6 +78,32 @@ class Settings(Limits, BaseSettings):
     )
     engine_arg: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Any further vLLM engine argument as NAME=VALUE; may be repeated."
+    )
+    max_loras: NonNegativeInt = Field(
+        8, description="Different LoRAs that share a batch; 0 turns LoRAs off."
+    )
+    max_loaded_adapters: PositiveInt = Field(
+        64,
+        description="LoRAs that the engine holds in memory; others load when they are asked for.",
+    )
+    adapter_dir: Path = Field(
+        Path("adapters"),
+        description="A folder of adapters that is watched: each is live by its name.",
+    )
+    adapter_root: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="A folder that adapters may be added from by path; may be repeated."
+    )
+    adapter_store: Path | None = Field(
+        None,
+        description="The private store of versions; without it, one per model in the user's data "
+        "directory.",
+    )
+    adapter_retention: int = Field(
+        5, ge=1, description="Versions of an adapter that are kept for a rollback."
+    )
+    admin_key: SecretStr | None = Field(
+        None,
+        description="The key for changing adapters; without it, only this machine may.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("softserve"),

@@ -3,6 +3,8 @@
 The next token is the prompt's next byte with a probability of about one half; at the prompt's end
 it is end-of-sequence. The other half falls on all tokens, low ids more than high ones. So greedy
 decoding echoes the prompt, and random sampling strays from it. Penalties change nothing.
+
+With adapters it echoes their digests first: a completion shows which versions it was made with.
 """
 
 import asyncio
@@ -14,8 +16,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.protocol import Decoding, EngineInfo, Prompt
-from app.errors import EngineDied, EngineStarting, InvalidRequest
+from app.engine.protocol import (
+    AdapterFiles,
+    Architecture,
+    Decoding,
+    EngineInfo,
+    ModuleShape,
+    Prompt,
+)
+from app.errors import AdapterRejected, EngineDied, EngineStarting, InvalidRequest
 from app.generation import (
     FinishReason,
     GenerationChunk,
@@ -27,6 +36,15 @@ from app.inspection import inspect_distribution
 
 END_OF_SEQUENCE = 256
 VOCABULARY_SIZE = 257
+HIDDEN_SIZE = 8
+ARCHITECTURE = Architecture(
+    names=frozenset({"echo"}),
+    hidden_size=HIDDEN_SIZE,
+    modules={
+        f"model.layers.0.self_attn.{name}": ModuleShape("linear", HIDDEN_SIZE, HIDDEN_SIZE)
+        for name in ("q_proj", "v_proj")
+    },
+)
 
 
 class FakeEngine:
@@ -47,12 +65,19 @@ class FakeEngine:
         self._may_start.set()
         self._may_generate = asyncio.Event()
         self._may_generate.set()
+        self._may_load = asyncio.Event()
+        self._may_load.set()
         self._started = False
         self._died = False
         self._failure: tuple[int, Exception] | None = None
         self._aborting = False
         self.start_failure: Exception | None = None
         self.num_stops = 0
+        self.loaded: dict[str, AdapterFiles] = {}
+        self.loads: list[str] = []
+        self.unloads: list[str] = []
+        self.rejected: dict[str, str] = {}
+        self._running: list[Prompt] = []
         self.open: list[str] = []
         self.finished: list[str] = []
         self.left_early: list[str] = []
@@ -72,6 +97,17 @@ class FakeEngine:
     def release(self) -> None:
         self._may_generate.set()
 
+    def hold_loads(self) -> None:
+        """Let no adapter finish loading."""
+        self._may_load.clear()
+
+    def release_loads(self) -> None:
+        self._may_load.set()
+
+    def reject(self, digest: str, reason: str) -> None:
+        """Refuse to load a version."""
+        self.rejected[digest] = reason
+
     def fail(self, error: Exception, *, at_chunk: int = 0) -> None:
         """Raise `error` in place of chunk `at_chunk` of every prompt from now on."""
         self._failure = at_chunk, error
@@ -87,6 +123,12 @@ class FakeEngine:
         if not self._started:
             raise EngineStarting
         return self._info
+
+    @property
+    def architecture(self) -> Architecture:
+        if not self._started:
+            raise EngineStarting
+        return ARCHITECTURE
 
     @property
     def died(self) -> bool:
@@ -113,18 +155,38 @@ class FakeEngine:
     def token_text(self, token_id: int) -> str:
         return token_text(token_id)
 
+    async def load_adapter(self, adapter: AdapterFiles) -> None:
+        assert adapter.digest not in self.loaded, "it is loaded already"
+        self.loads.append(adapter.digest)
+        await self._may_load.wait()
+        await asyncio.sleep(0)
+        if adapter.digest in self.rejected:
+            raise AdapterRejected(self.rejected[adapter.digest])
+        assert adapter.folder.is_dir(), "its files are gone"
+        self.loaded[adapter.digest] = adapter
+
+    async def unload_adapter(self, adapter: AdapterFiles) -> None:
+        running = {digest for prompt in self._running for digest in _adapters_of(prompt)}
+        assert adapter.digest not in running, "a running prompt uses it"
+        self.unloads.append(adapter.digest)
+        await asyncio.sleep(0)
+        del self.loaded[adapter.digest]
+
     async def abort_all(self) -> None:
         self._aborting = True
         self.release()
 
     async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
+        self._check_loaded(prompt)
         await self._go_on(0)
-        return next_token_logprobs(prompt.token_ids[0])
+        return next_token_logprobs(_echo(prompt)[0])
 
     async def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
         name = f"{request_id}-{prompt.index}"
+        self._check_loaded(prompt)
+        self._running.append(prompt)
         self.open.append(name)
         running = [Completion(prompt, decoding, index) for index in range(decoding.sampling.n)]
         num_chunks = 0
@@ -142,6 +204,11 @@ class FakeEngine:
             if running:
                 self.left_early.append(name)
             self.open.remove(name)
+            self._running.remove(prompt)
+
+    def _check_loaded(self, prompt: Prompt) -> None:
+        for digest in _adapters_of(prompt):
+            assert digest in self.loaded, f"{digest} is not loaded"
 
     async def _go_on(self, num_chunks: int) -> None:
         await self._may_generate.wait()
@@ -158,6 +225,7 @@ class Completion:
     def __init__(self, prompt: Prompt, decoding: Decoding, index: int) -> None:
         sampling = decoding.sampling
         self._prompt, self._decoding, self._index = prompt, decoding, index
+        self._echo = _echo(prompt)
         seed = None if sampling.seed is None else f"{sampling.seed}/{prompt.index}/{index}"
         self._random = random.Random(seed)  # noqa: S311 (it samples tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -189,10 +257,9 @@ class Completion:
         return not sampling.ignore_eos and self._num_tokens >= sampling.min_new_tokens
 
     def _expected(self) -> int:
-        echo = self._prompt.token_ids
-        if self._num_tokens >= len(echo) and self._may_end:
+        if self._num_tokens >= len(self._echo) and self._may_end:
             return END_OF_SEQUENCE
-        return echo[self._num_tokens % len(echo)]
+        return self._echo[self._num_tokens % len(self._echo)]
 
     def _sample(self, expected: int) -> int:
         weights = final_probabilities(expected, self._decoding.sampling)
@@ -240,7 +307,24 @@ class Completion:
             queue_seconds=0.0,
             logprobs=logprobs if self._decoding.logprobs is not None else (),
             finish_reason=reason,
+            lora=self._prompt.lora,
+            soft_prompt=self._prompt.soft_prompt,
+            num_virtual_tokens=self._prompt.num_virtual_tokens,
         )
+
+
+def adapter_mark(digest: str) -> str:
+    """What a completion begins with that was made with this version."""
+    return f"<{digest[:8]}>"
+
+
+def _adapters_of(prompt: Prompt) -> list[str]:
+    return [digest for digest in (prompt.lora, prompt.soft_prompt) if digest is not None]
+
+
+def _echo(prompt: Prompt) -> list[int]:
+    marks = "".join(adapter_mark(digest) for digest in _adapters_of(prompt))
+    return [*marks.encode(), *prompt.token_ids]
 
 
 def next_token_logprobs(expected: int) -> NDArray[np.float32]:

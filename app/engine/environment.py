@@ -7,6 +7,7 @@ import os
 from ctypes.util import find_library
 from pathlib import Path
 
+from app.engine.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE
 from app.settings import Settings
 
 
@@ -28,6 +29,7 @@ def prepare_environment(settings: Settings) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    os.environ[MAX_VIRTUAL_TOKENS_VARIABLE] = str(settings.max_virtual_tokens)
 
 
 def prepare_cpu_environment(*, eager: bool) -> None:

@@ -1,8 +1,9 @@
 """What the rest of softserve needs from an engine."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,57 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleShape:
+    """A weight that a LoRA can target: for an embedding, `in_features` is the vocabulary."""
+
+    kind: Literal["linear", "embedding"]
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What an adapter has to fit.
+
+    `names` are the names that the base model goes by; `modules` has PEFT's name of every module
+    that a LoRA can target (`model.layers.0.self_attn.q_proj`). `no_soft_prompts` is the reason why
+    this model cannot take a soft prompt, None where it can.
+    """
+
+    names: frozenset[str]
+    hidden_size: int
+    modules: Mapping[str, ModuleShape]
+    no_loras: str | None = None
+    no_soft_prompts: str | None = None
+
+
+AdapterKind = Literal["lora", "soft_prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """A version of an adapter as the engine loads it: a PEFT folder that never changes.
+
+    `digest` is its name in the engine, so that no KV cache of another version is ever reused.
+    """
+
+    digest: str
+    kind: AdapterKind
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """A tokenized prompt and its place in the request."""
+    """A tokenized prompt, its place in the request, and the digests of its loaded adapters.
+
+    `num_virtual_tokens` is the soft prompt's; they come before the prompt's own.
+    """
 
     index: int
     token_ids: list[int]
+    lora: str | None = None
+    soft_prompt: str | None = None
+    num_virtual_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +94,10 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo:
+        """Raises `EngineStarting` until `start` has returned."""
+
+    @property
+    def architecture(self) -> Architecture:
         """Raises `EngineStarting` until `start` has returned."""
 
     @property
@@ -71,6 +122,16 @@ class Engine(Protocol):
 
     def token_text(self, token_id: int) -> str:
         """The text of one token alone; a part of a character shows as U+FFFD."""
+
+    async def load_adapter(self, adapter: AdapterFiles) -> None:
+        """Make a version ready for prompts that name its digest.
+
+        Raises:
+            AdapterRejected: the engine cannot load it; it goes on as before.
+        """
+
+    async def unload_adapter(self, adapter: AdapterFiles) -> None:
+        """Free what a loaded version holds. No running prompt may use it."""
 
     def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding

@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from app.engine.architecture import describe_architecture
 from app.engine.arguments import parse_engine_arguments
 from app.engine.environment import prepare_cpu_environment, prepare_environment
+from app.engine.loras import LoRAs, engine_rank
 from app.engine.model import check_model_folder, find_model
-from app.engine.protocol import Decoding, EngineInfo, Prompt
+from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt
+from app.engine.soft_prompts import SoftPrompts
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.generation import (
     FinishReason,
@@ -35,6 +38,7 @@ from app.settings import Precision, Settings
 from app.threads import run_in_daemon_thread
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -52,13 +56,22 @@ class VLLMEngine:
         self._settings = settings
         self._llm: AsyncLLM | None = None
         self._tokenizer: Any = None
+        self._loras: LoRAs
+        self._soft_prompts: SoftPrompts
         self._info: EngineInfo | None = None
+        self._architecture: Architecture | None = None
 
     @property
     def info(self) -> EngineInfo:
         if self._info is None:
             raise EngineStarting
         return self._info
+
+    @property
+    def architecture(self) -> Architecture:
+        if self._architecture is None:
+            raise EngineStarting
+        return self._architecture
 
     @property
     def died(self) -> bool:
@@ -91,6 +104,11 @@ class VLLMEngine:
         # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
         # caller comes before the first is done.
         self._tokenizer = cached_tokenizer_from_config(self._llm.model_config)
+        self._loras = LoRAs(self._llm)
+        self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
+        self._architecture = describe_architecture(
+            {name, folder.name}, self._llm.vllm_config, self._settings
+        )
         self._info = _describe(name, self._llm)
         # What is loaded now stays: keep the garbage collector from walking it again and again.
         gc.collect()
@@ -133,6 +151,18 @@ class VLLMEngine:
         text: str = self._tokenizer.decode([token_id])
         return text
 
+    async def load_adapter(self, adapter: AdapterFiles) -> None:
+        if adapter.kind == "lora":
+            await self._loras.load(adapter)
+        else:
+            await asyncio.to_thread(self._soft_prompts.load, adapter)
+
+    async def unload_adapter(self, adapter: AdapterFiles) -> None:
+        if adapter.kind == "lora":
+            await self._loras.unload(adapter.digest)
+        else:
+            self._soft_prompts.unload(adapter.digest)
+
     async def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
@@ -165,8 +195,16 @@ class VLLMEngine:
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        engine_input = (
+            tokens_input(prompt.token_ids)
+            if prompt.soft_prompt is None
+            else self._soft_prompts.input(prompt.token_ids, prompt.soft_prompt)
+        )
         outputs = self._running.generate(
-            tokens_input(prompt.token_ids), params, f"{request_id}-{prompt.index}"
+            engine_input,
+            params,
+            f"{request_id}-{prompt.index}",
+            lora_request=self._loras.request(prompt.lora),
         )
         try:
             async for output in outputs:
@@ -196,7 +234,8 @@ async def _off_the_loop_if_long(text: str, encode: Callable[[str], list[int]]) -
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
     import vllm.platforms
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
+    from vllm.model_executor.model_loader.utils import get_model_cls
+    from vllm.model_executor.models.interfaces import supports_lora
     from vllm.v1.engine.async_llm import AsyncLLM
 
     on_cpu = vllm.platforms.current_platform.is_cpu()
@@ -206,9 +245,9 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
     if on_cpu:
         prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
     try:
-        engine_args = AsyncEngineArgs(**arguments)
-        # vLLM's batch sizes on a large GPU are those of a server only where it is told of one.
-        config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        config = _engine_config(arguments)
+        if config.lora_config and not supports_lora(get_model_cls(config.model_config)):
+            config = _engine_config(arguments | {"enable_lora": False})
     # vLLM refuses a model or an argument with whatever its check happens to raise.
     except Exception as error:
         raise ModelNotLoadable(f"vLLM cannot serve {folder}: {_reason(error)}") from error
@@ -218,6 +257,14 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
         raise ModelNotLoadable(
             f"vLLM could not load {folder}: {_reason(error)} (the engine's own error is above)"
         ) from error
+
+
+def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    # vLLM's batch sizes on a large GPU are those of a server only where it is told of one.
+    return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
 def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str, Any]:
@@ -235,6 +282,16 @@ def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str
         # Compiling gains 12 % on a CPU and makes the start 80 s longer.
         "enforce_eager": on_cpu,
     }
+    if settings.max_loras:
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": settings.max_loras,
+            "max_cpu_loras": max(settings.max_loras, settings.max_loaded_adapters),
+            "max_lora_rank": engine_rank(settings.max_lora_rank),
+        }
+    if settings.max_virtual_tokens:
+        # There is no encoder to profile, and no item that would be worth keeping.
+        arguments |= {"skip_mm_profiling": True, "mm_processor_cache_gb": 0}
     kv_cache_gib = settings.kv_cache_gib or (2.0 if on_cpu else None)
     if kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
@@ -314,6 +371,9 @@ def _chunk(
         if num_logprobs is not None
         else (),
         finish_reason=_finish_reason(completion.finish_reason),
+        lora=prompt.lora,
+        soft_prompt=prompt.soft_prompt,
+        num_virtual_tokens=prompt.num_virtual_tokens,
     )
 
 

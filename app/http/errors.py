@@ -10,10 +10,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.errors import (
+    AdapterConflict,
+    AdapterNotFound,
+    AdapterRejected,
+    AdapterTooLarge,
     ContextWindowExceeded,
     EngineDied,
     EngineStarting,
     InvalidRequest,
+    KeyRequired,
+    NotPermitted,
     ServerDraining,
     ServerFull,
     SoftserveError,
@@ -24,6 +30,12 @@ from app.http.schemas import GenerateBody, InspectBody
 STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
     ContextWindowExceeded: (422, "context_window_exceeded"),
+    KeyRequired: (401, "key_required"),
+    NotPermitted: (403, "not_permitted"),
+    AdapterNotFound: (404, "adapter_not_found"),
+    AdapterConflict: (409, "adapter_conflict"),
+    AdapterTooLarge: (413, "adapter_too_large"),
+    AdapterRejected: (422, "adapter_rejected"),
     ServerFull: (503, "server_full"),
     EngineStarting: (503, "engine_starting"),
     ServerDraining: (503, "server_draining"),
@@ -82,6 +94,8 @@ def install_error_handlers(app: FastAPI) -> None:
         headers = None
         if isinstance(error, Unavailable):
             headers = {"retry-after": str(error.retry_after_seconds)}
+        elif isinstance(error, KeyRequired):
+            headers = {"www-authenticate": "Bearer"}
         return JSONResponse(body, status, headers)
 
     @app.exception_handler(RequestValidationError)

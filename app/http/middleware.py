@@ -91,36 +91,44 @@ def _outcome_of(status: int | None) -> Outcome:
 
 
 class BodyLimit:
-    """Refuse a body over the limit, by its declared length or once too much of it has come."""
+    """Refuse a body over the limit, by its declared length or once too much of it has come.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    A form, which is how files are sent, has a limit of its own.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_form_bytes: int) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.max_form_bytes = max_form_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         num_received = 0
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "0")
+        is_form = headers.get("content-type", "").startswith("multipart/form-data")
+        max_bytes = self.max_form_bytes if is_form else self.max_body_bytes
 
         async def receive_limited() -> Message:
             nonlocal num_received
-            if declared.isdigit() and int(declared) > self.max_body_bytes:
-                raise self._too_large()
+            if declared.isdigit() and int(declared) > max_bytes:
+                raise _too_large(max_bytes)
             message = await receive()
             if message["type"] == "http.request":
                 num_received += len(message.get("body", b""))
-                if num_received > self.max_body_bytes:
-                    raise self._too_large()
+                if num_received > max_bytes:
+                    raise _too_large(max_bytes)
             return message
 
         await self.app(scope, receive_limited, send)
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(
-            413,
-            f"the body is over the limit of {self.max_body_bytes:,} bytes: send less at once",
-            # The rest of the body is not read, so the connection cannot be used again.
-            headers={"connection": "close"},
-        )
+
+def _too_large(max_bytes: int) -> HTTPException:
+    return HTTPException(
+        413,
+        f"the body is over the limit of {max_bytes:,} bytes: send less at once",
+        # The rest of the body is not read, so the connection cannot be used again.
+        headers={"connection": "close"},
+    )

@@ -18,6 +18,7 @@ from app.http.schemas import (
     ModelInfo,
     SamplingOut,
     TokenFateOut,
+    adapters_used,
 )
 from app.http.streaming import Answering, EventStream, collect, until_disconnect
 from app.service import Service
@@ -97,7 +98,9 @@ async def inspect(
         InspectAnswer(
             id=request_id,
             model=engine.info.model,
+            **adapters_used(inspection, prompt),
             prompt_tokens=len(prompt.token_ids),
+            virtual_tokens=prompt.num_virtual_tokens,
             vocabulary_size=engine.info.vocabulary_size,
             tokens=[
                 TokenFateOut(**asdict(fate), token=engine.token_text(fate.token_id))

@@ -18,8 +18,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from app.engine.protocol import Prompt
 from app.generation import (
     FinishReason,
+    GenerationChunk,
     GenerationRequest,
     PromptFormat,
     SamplingControls,
@@ -31,6 +33,8 @@ from app.settings import Limits
 
 ALLOWED_CONTROL_CHARACTERS = "\t\n\r"
 MAX_INTEGER = 2**63 - 1
+# A name, an @ and a digest.
+MAX_REFERENCE_LENGTH = 64 + 1 + 64
 NOT_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}
 
 
@@ -50,6 +54,7 @@ Text = Annotated[str, AfterValidator(_refuse_what_is_not_text)]
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
+AdapterReference = Annotated[Text, Field(min_length=1, max_length=MAX_REFERENCE_LENGTH)]
 
 
 def _one_or_more(value: Any) -> Any:
@@ -96,6 +101,21 @@ class PromptControls(Body):
     )
 
 
+class AdapterChoice(Body):
+    """Which adapters a request runs with: either, both or none."""
+
+    adapter: AdapterReference | None = Field(
+        None,
+        description="A LoRA adapter, by name or by `name@version`.",
+        examples=["support-intent-lora"],
+    )
+    soft_prompt: AdapterReference | None = Field(
+        None,
+        description="A soft prompt, by name or by `name@version`.",
+        examples=["support-intent-prompt"],
+    )
+
+
 class FilterControls(Body):
     """The controls that shape the next-token distribution."""
 
@@ -126,7 +146,7 @@ class FilterControls(Body):
     )
 
 
-class GenerateBody(PromptControls, FilterControls):
+class GenerateBody(PromptControls, AdapterChoice, FilterControls):
     """One prompt or several, and how to complete them."""
 
     model_config = ConfigDict(
@@ -233,10 +253,12 @@ class GenerateBody(PromptControls, FilterControls):
                 ignore_eos=self.ignore_eos,
             ),
             logprobs=self.logprobs,
+            adapter=self.adapter,
+            soft_prompt=self.soft_prompt,
         )
 
 
-class InspectBody(PromptControls, FilterControls):
+class InspectBody(PromptControls, AdapterChoice, FilterControls):
     """A prompt, and the controls whose effect on its next token is asked for."""
 
     model_config = ConfigDict(
@@ -266,6 +288,8 @@ class InspectBody(PromptControls, FilterControls):
                 min_p=self.min_p,
             ),
             num_tokens=self.num_tokens,
+            adapter=self.adapter,
+            soft_prompt=self.soft_prompt,
         )
 
 
@@ -328,15 +352,49 @@ class SamplingOut(BaseModel):
         return cls(**asdict(sampling) | {"stop": list(sampling.stop)}, greedy=sampling.greedy)
 
 
+LORA_USED = {"name": "support-intent-lora", "version": "9f86d081884c7d65" * 4}
+SOFT_PROMPT_USED = {"name": "support-intent-prompt", "version": "4d967a30111bf29f" * 4}
+
+
+class AdapterUsed(BaseModel):
+    """The version of an adapter that made an answer."""
+
+    name: str = Field(description="The adapter's name.", examples=[LORA_USED["name"]])
+    version: str = Field(
+        description="The digest of the version's files.", examples=[LORA_USED["version"]]
+    )
+
+
+def adapters_used(
+    asked: GenerationRequest | InspectionRequest, ran: GenerationChunk | Prompt
+) -> dict[str, AdapterUsed]:
+    """The fields of an answer that name the versions it was made with."""
+    fields = {
+        "adapter": (asked.adapter, ran.lora),
+        "soft_prompt": (asked.soft_prompt, ran.soft_prompt),
+    }
+    return {
+        field: AdapterUsed(name=reference.partition("@")[0], version=digest)
+        for field, (reference, digest) in fields.items()
+        if reference is not None and digest is not None
+    }
+
+
 class UsageOut(BaseModel):
     """Token counts of the whole request; a prompt counts once, whatever n is."""
 
-    prompt_tokens: int = Field(description="Tokens of all prompts.", examples=[37])
+    prompt_tokens: int = Field(
+        description="Tokens of all prompts, without a soft prompt's.", examples=[37]
+    )
+    virtual_tokens: int = Field(
+        description="Virtual tokens of the soft prompt, counted with every prompt.", examples=[0]
+    )
     completion_tokens: int = Field(
         description="Tokens generated, an end-of-sequence token included.", examples=[8]
     )
     cached_tokens: int = Field(
-        description="Prompt tokens that came from the prefix cache.", examples=[0]
+        description="Prompt tokens, virtual ones included, that came from the prefix cache.",
+        examples=[0],
     )
 
 
@@ -372,6 +430,12 @@ class GenerateAnswer(BaseModel):
         ],
     )
     sampling: SamplingOut = Field(description="The controls in effect.")
+    adapter: AdapterUsed | None = Field(
+        None, description="The LoRA adapter, where one was named.", examples=[LORA_USED]
+    )
+    soft_prompt: AdapterUsed | None = Field(
+        None, description="The soft prompt, where one was named.", examples=[SOFT_PROMPT_USED]
+    )
     usage: UsageOut = Field(description="Token counts.")
     timings: TimingsOut = Field(description="Where the time went.")
 
@@ -401,7 +465,16 @@ class InspectAnswer(BaseModel):
         examples=["0d5c3f2be1c04a54a6f1c6ea8b9f7f10"],
     )
     model: str = Field(description="The base model.", examples=["SmolLM2-135M-Instruct"])
-    prompt_tokens: int = Field(description="Tokens of the prompt.", examples=[3])
+    adapter: AdapterUsed | None = Field(
+        None, description="The LoRA adapter, where one was named.", examples=[LORA_USED]
+    )
+    soft_prompt: AdapterUsed | None = Field(
+        None, description="The soft prompt, where one was named.", examples=[SOFT_PROMPT_USED]
+    )
+    prompt_tokens: int = Field(
+        description="Tokens of the prompt, without a soft prompt's.", examples=[3]
+    )
+    virtual_tokens: int = Field(description="Virtual tokens of the soft prompt.", examples=[0])
     vocabulary_size: int = Field(description="Tokens in all.", examples=[49152])
     tokens: list[TokenFateOut] = Field(
         description="The most likely tokens, best first.", examples=[[]]

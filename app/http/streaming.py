@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Collection
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from app.http.schemas import (
     TimingsOut,
     TokenLogprobOut,
     UsageOut,
+    adapters_used,
 )
 from app.metrics import Outcome
 
@@ -73,35 +74,25 @@ class Tally:
     started: float = field(default_factory=time.perf_counter)
     first_token_at: float | None = None
     queue_seconds: float = 0.0
-    prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # The first chunk of each prompt, which says what is true of them all.
+    prompts: dict[int, GenerationChunk] = field(default_factory=dict)
     completion_tokens: dict[Place, int] = field(default_factory=dict)
 
     def add(self, chunk: GenerationChunk) -> None:
         if self.first_token_at is None and chunk.token_ids:
             self.first_token_at = time.perf_counter()
         self.queue_seconds = max(self.queue_seconds, chunk.queue_seconds)
-        self.prompts.setdefault(
-            chunk.prompt_index, (chunk.num_prompt_tokens, chunk.num_cached_tokens)
-        )
+        self.prompts.setdefault(chunk.prompt_index, chunk)
         num_tokens = self.completion_tokens.get(chunk.place, 0) + len(chunk.token_ids)
         self.completion_tokens[chunk.place] = num_tokens
 
     def usage(self) -> UsageOut:
         """Of the whole request."""
-        return UsageOut(
-            prompt_tokens=sum(prompt for prompt, _ in self.prompts.values()),
-            completion_tokens=sum(self.completion_tokens.values()),
-            cached_tokens=sum(cached for _, cached in self.prompts.values()),
-        )
+        return _usage(self.prompts.values(), sum(self.completion_tokens.values()))
 
     def usage_of(self, place: Place) -> UsageOut:
         """Of one completion and its prompt."""
-        prompt_tokens, cached_tokens = self.prompts[place[0]]
-        return UsageOut(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=self.completion_tokens[place],
-            cached_tokens=cached_tokens,
-        )
+        return _usage([self.prompts[place[0]]], self.completion_tokens[place])
 
     def timings(self) -> TimingsOut:
         now = time.perf_counter()
@@ -110,6 +101,15 @@ class Tally:
             ttft=_milliseconds((self.first_token_at or now) - self.started),
             total=_milliseconds(now - self.started),
         )
+
+
+def _usage(prompts: Collection[GenerationChunk], completion_tokens: int) -> UsageOut:
+    return UsageOut(
+        prompt_tokens=sum(prompt.num_prompt_tokens for prompt in prompts),
+        virtual_tokens=sum(prompt.num_virtual_tokens for prompt in prompts),
+        completion_tokens=completion_tokens,
+        cached_tokens=sum(prompt.num_cached_tokens for prompt in prompts),
+    )
 
 
 def _milliseconds(seconds: float) -> float:
@@ -157,6 +157,7 @@ async def collect(answering: Answering, chunks: AsyncGenerator[GenerationChunk])
         model=answering.engine.info.model,
         completions=[_completion(answering, pieces[place]) for place in sorted(pieces)],
         sampling=SamplingOut.of(answering.request.sampling),
+        **adapters_used(answering.request, answering.tally.prompts[0]),
         usage=answering.tally.usage(),
         timings=answering.tally.timings(),
     )
@@ -243,6 +244,7 @@ def _ending(answering: Answering, chunk: GenerationChunk) -> dict[str, Any]:
     return {
         "text": "",
         "finish_reason": chunk.finish_reason,
+        **adapters_used(answering.request, chunk),
         "usage": answering.tally.usage_of(chunk.place),
         "timings": answering.tally.timings(),
         "id": answering.request.request_id,

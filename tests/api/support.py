@@ -1,8 +1,11 @@
 """The whole app in this process: real wiring, middleware and lifespan around a fake engine."""
 
 import asyncio
+import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +17,8 @@ from app.errors import SoftserveError
 from app.lifecycle import Lifecycle
 from app.settings import Settings
 from tests.fake_engine import FakeEngine
+
+TIMEOUT_SECONDS = 20.0
 
 
 class Served:
@@ -62,13 +67,22 @@ class Served:
 
 @asynccontextmanager
 async def starting(engine: FakeEngine, **settings: Any) -> AsyncIterator[Served]:
-    """A served app, whether its engine has started or not."""
+    """A served app, whether its engine has started or not.
+
+    Unless `settings` say otherwise, its adapter store is its own and its watched folder is missing.
+    """
     failures: list[SoftserveError] = []
-    app = create_app(Settings(**settings), engine, failures.append)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    client = httpx.AsyncClient(transport=transport, base_url="http://softserve")
-    async with app.router.lifespan_context(app), client:
-        yield Served(app, client, failures)
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"adapter_store": Path(folder, "store"), "adapter_dir": Path(folder, "adapters")}
+        app = create_app(Settings(**own | settings), engine, failures.append)
+        async with app.router.lifespan_context(app), client_of(app) as client:
+            yield Served(app, client, failures)
+
+
+def client_of(app: FastAPI, host: str = "127.0.0.1") -> httpx.AsyncClient:
+    """A client on the machine `host`."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(host, 123))
+    return httpx.AsyncClient(transport=transport, base_url="http://softserve")
 
 
 @asynccontextmanager
@@ -93,10 +107,14 @@ async def until_failed(served: Served) -> None:
 
 async def until(true: Callable[[], bool]) -> None:
     """Let other tasks run until it is true. A test that would wait for ever fails instead."""
-    for _ in range(100_000):
-        if true():
-            return
-        await asyncio.sleep(0)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        # Most of it happens in this thread: only what happens in others is worth a pause.
+        for _ in range(100):
+            if true():
+                return
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
     raise AssertionError("it never came true")
 
 

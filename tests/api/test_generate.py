@@ -40,7 +40,12 @@ async def test_the_whole_answer(served: Served) -> None:
             {"prompt_index": 0, "index": 0, "text": "hello", "finish_reason": "stop"},
         ],
         "sampling": GREEDY,
-        "usage": {"prompt_tokens": 5, "completion_tokens": 6, "cached_tokens": 0},
+        "usage": {
+            "prompt_tokens": 5,
+            "virtual_tokens": 0,
+            "completion_tokens": 6,
+            "cached_tokens": 0,
+        },
     }
     assert list(timings) == ["queue", "ttft", "total"]
     assert 0.0 == timings["queue"] <= timings["ttft"] <= timings["total"]
@@ -53,7 +58,12 @@ async def test_prompts_are_answered_in_order(served: Served) -> None:
         (1, 0, "b"),
         (2, 0, "cc"),
     ]
-    assert answer["usage"] == {"prompt_tokens": 15, "completion_tokens": 18, "cached_tokens": 0}
+    assert answer["usage"] == {
+        "prompt_tokens": 15,
+        "virtual_tokens": 0,
+        "completion_tokens": 18,
+        "cached_tokens": 0,
+    }
 
 
 async def test_n_completions_of_each_prompt(served: Served) -> None:

@@ -27,6 +27,7 @@ async def test_the_whole_answer(served: Served) -> None:
         "id": response.headers["x-request-id"],
         "model": "echo",
         "prompt_tokens": 5,
+        "virtual_tokens": 0,
         "vocabulary_size": VOCABULARY_SIZE,
         "num_surviving": 1,
     }

@@ -71,6 +71,11 @@ def test_every_endpoint_is_there() -> None:
     assert {(path, method) for path, method, _ in _operations()} == {
         ("/generate", "post"),
         ("/inspect", "post"),
+        ("/adapters", "get"),
+        ("/adapters/{name}", "get"),
+        ("/adapters/{name}", "put"),
+        ("/adapters/{name}", "delete"),
+        ("/adapters/{name}/rollback", "post"),
         ("/info", "get"),
         ("/health/live", "get"),
         ("/health/ready", "get"),

@@ -39,7 +39,12 @@ async def test_the_whole_stream(served: Served) -> None:
         "index": 0,
         "text": "",
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 2, "completion_tokens": 3, "cached_tokens": 0},
+        "usage": {
+            "prompt_tokens": 2,
+            "virtual_tokens": 0,
+            "completion_tokens": 3,
+            "cached_tokens": 0,
+        },
         "id": response.headers["x-request-id"],
         "model": "echo",
     }
@@ -104,8 +109,8 @@ async def test_usage_is_of_each_completion(served: Served) -> None:
     *events, _ = _events(await served.generate(["a", "long"], stream=True))
     endings = [data for event in events if "usage" in (data := _data(event))]
     assert {ending["prompt_index"]: ending["usage"] for ending in endings} == {
-        0: {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 0},
-        1: {"prompt_tokens": 4, "completion_tokens": 5, "cached_tokens": 0},
+        0: {"prompt_tokens": 1, "virtual_tokens": 0, "completion_tokens": 2, "cached_tokens": 0},
+        1: {"prompt_tokens": 4, "virtual_tokens": 0, "completion_tokens": 5, "cached_tokens": 0},
     }
 
 

@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
+from tests.server.peft_reference import PeftReference
 from tests.server.process import ServerProcess, running
 
 SHARED_ARGUMENTS = (
     *("--max-sequences-in-flight", "64"),
     *("--drain-timeout-seconds", "15"),
     *("--engine-arg", "block-size=64"),
+    *("--max-loaded-adapters", "4"),
+    *("--max-loras", "4"),
+    *("--max-adapter-bytes", "33554432"),
 )
 LAST_MODULE = "test_lifecycle"
 
@@ -29,6 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server() -> Iterator[ServerProcess]:
     with running(*SHARED_ARGUMENTS) as process:
         yield process.wait_until_ready()
+
+
+@pytest.fixture(scope="session")
+def peft_reference(tmp_path_factory: pytest.TempPathFactory) -> PeftReference:
+    return PeftReference(tmp_path_factory.mktemp("peft"))
 
 
 @pytest.fixture

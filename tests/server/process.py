@@ -6,6 +6,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +21,18 @@ EXIT_TIMEOUT_SECONDS = 90.0
 
 
 class ServerProcess:
-    """`softserve serve` in a process group of its own, its log collected line by line."""
+    """`softserve serve` in a process group of its own, its log collected line by line.
 
-    def __init__(self, *arguments: str) -> None:
+    Its adapters are its own: a store and a watched folder below `folder`.
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.adapter_dir = folder / "adapters"
+        self.adapter_store = folder / "store"
+        self.adapter_dir.mkdir(exist_ok=True)
+        places = [f"--adapter-dir={self.adapter_dir}", f"--adapter-store={self.adapter_store}"]
         self.process = subprocess.Popen(
-            [*COMMAND, "--log-format", "json", *arguments],
+            [*COMMAND, "--log-format", "json", *places, *arguments],
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
@@ -128,10 +136,11 @@ def _group_of(process: Path) -> int | None:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[ServerProcess]:
-    """A server process, stopped in the end whatever happens."""
-    server = ServerProcess(*arguments)
-    try:
-        yield server
-    finally:
-        server.stop()
+def running(*arguments: str, folder: Path | None = None) -> Iterator[ServerProcess]:
+    """A server process, stopped in the end whatever happens; `folder` outlasts it, if given."""
+    with tempfile.TemporaryDirectory() as temporary:
+        server = ServerProcess(folder or Path(temporary), *arguments)
+        try:
+            yield server
+        finally:
+            server.stop()

@@ -1,11 +1,15 @@
 """Short forms of what the tests ask a server."""
 
+import asyncio
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
+
+from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 
 
 def generate(client: httpx.Client, **body: Any) -> dict[str, Any]:
@@ -72,9 +76,44 @@ async def stream_async(client: httpx.AsyncClient, **body: Any) -> Streamed:
         return Streamed.of_lines([line async for line in response.aiter_lines()])
 
 
+class OpenStream:
+    """A stream that is being read in the background; `started` after its first event."""
+
+    def __init__(self, client: httpx.AsyncClient, **body: Any) -> None:
+        self.started = asyncio.Event()
+        self.raw: list[str] = []
+        self.finished = asyncio.create_task(self._read(client, body | {"stream": True}))
+
+    async def _read(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Streamed:
+        async with client.stream("POST", "/generate", json=body) as response:
+            assert response.status_code == 200, await response.aread()
+            async for line in response.aiter_lines():
+                self.raw.append(line)
+                self.started.set()
+        return Streamed.of_lines(self.raw)
+
+
 def metric(client: httpx.Client, name: str) -> float:
     """The sum of a metric's samples, over all labels."""
     lines = client.get("/metrics").text.splitlines()
     values = [line.rsplit(" ", 1)[1] for line in lines if line.split("{")[0].split(" ")[0] == name]
     assert values, f"no metric {name}"
     return sum(map(float, values))
+
+
+def adapter_form(folder: Path) -> list[tuple[str, tuple[str, bytes]]]:
+    """The two files of a folder, as parts of a form."""
+    return [("file", (file, (folder / file).read_bytes())) for file in (CONFIG_FILE, WEIGHTS_FILE)]
+
+
+def put_adapter(client: httpx.Client, name: str, folder: Path, **fields: str) -> httpx.Response:
+    """PUT /adapters/{name} with the two files of a folder, whatever it answers."""
+    return client.put(f"/adapters/{name}", files=adapter_form(folder), data=fields)
+
+
+def add_adapter(client: httpx.Client, name: str, folder: Path) -> str:
+    """PUT an adapter, which must succeed; the version that is live then."""
+    response = put_adapter(client, name, folder)
+    assert response.status_code == 200, response.text
+    version: str = response.json()["live"]
+    return version

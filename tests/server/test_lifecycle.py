@@ -6,35 +6,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
-import httpx
 import pytest
 
 from tests.server.process import ServerProcess, running
-from tests.server.requests import Streamed
+from tests.server.requests import OpenStream
 
 LONG = {"prompt": "Once upon a time", "max_new_tokens": 4000, "ignore_eos": True}
 PLENTY_SECONDS = 60.0
 # An engine that is going to end by itself does so at once.
 LONG_ENOUGH_SECONDS = 10.0
-
-
-class OpenStream:
-    """A stream that is being read in the background; `started` after its first event."""
-
-    def __init__(self, client: httpx.AsyncClient, **body: Any) -> None:
-        self.started = asyncio.Event()
-        self.raw: list[str] = []
-        self.finished = asyncio.create_task(self._read(client, body | {"stream": True}))
-
-    async def _read(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Streamed:
-        async with client.stream("POST", "/generate", json=body) as response:
-            assert response.status_code == 200, await response.aread()
-            async for line in response.aiter_lines():
-                self.raw.append(line)
-                self.started.set()
-        return Streamed.of_lines(self.raw)
 
 
 def is_free(url: str) -> bool:

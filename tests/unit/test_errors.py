@@ -6,10 +6,17 @@ import pytest
 
 from app import errors
 from app.errors import (
+    AdapterConflict,
+    AdapterError,
+    AdapterNotFound,
+    AdapterRejected,
+    AdapterTooLarge,
     ContextWindowExceeded,
     EngineDied,
     EngineStarting,
     InvalidRequest,
+    KeyRequired,
+    NotPermitted,
     ServerDraining,
     ServerFull,
     SoftserveError,
@@ -26,6 +33,12 @@ INTERNAL = {"error": {"type": "internal_error", "message": INTERNAL_MESSAGE, "pa
     [
         (InvalidRequest, 422, "invalid_request"),
         (ContextWindowExceeded, 422, "context_window_exceeded"),
+        (KeyRequired, 401, "key_required"),
+        (NotPermitted, 403, "not_permitted"),
+        (AdapterNotFound, 404, "adapter_not_found"),
+        (AdapterConflict, 409, "adapter_conflict"),
+        (AdapterTooLarge, 413, "adapter_too_large"),
+        (AdapterRejected, 422, "adapter_rejected"),
         (ServerFull, 503, "server_full"),
         (EngineStarting, 503, "engine_starting"),
         (ServerDraining, 503, "server_draining"),
@@ -51,7 +64,7 @@ def _all(kind: type[SoftserveError]) -> Iterator[type[SoftserveError]]:
 
 
 def test_every_error_that_a_request_can_meet_has_a_status() -> None:
-    abstract = {Unavailable}
+    abstract = {Unavailable, AdapterError}
     start = {StartError, *_all(StartError)}
     assert set(_all(SoftserveError)) - abstract - start == set(STATUSES)
 

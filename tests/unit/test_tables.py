@@ -41,6 +41,7 @@ ANSWER: dict[str, Any] = {
     "id": "1",
     "model": "echo",
     "prompt_tokens": 3,
+    "virtual_tokens": 0,
     "tokens": [
         _token(" blue", 4461, 0.5, 0.625, True, True, True),
         _token("\n", 198, 0.3, 0.375, True, True, True),

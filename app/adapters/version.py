@@ -1,0 +1,26 @@
+"""A version of an adapter: what was learned from its files when they were checked."""
+
+from dataclasses import dataclass
+
+from app.engine.protocol import AdapterKind
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One immutable version.
+
+    `digest` is the SHA-256 of its files, in hexadecimal. A LoRA has a `rank` (its largest) and
+    `target_modules` (the last parts of their names); a soft prompt has `num_virtual_tokens`.
+    `base_model` is the one that it declares, if it declares one.
+    """
+
+    digest: str
+    kind: AdapterKind
+    size_bytes: int
+    base_model: str | None
+    rank: int | None = None
+    target_modules: tuple[str, ...] = ()
+    num_virtual_tokens: int | None = None

@@ -1,0 +1,62 @@
+"""LoRA adapters in vLLM: what it calls them, and loading ahead of the first request."""
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+from app.engine.protocol import AdapterFiles
+from app.errors import AdapterRejected, EngineDied
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+# The ranks that vLLM makes room for (its config/lora.py).
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Above the ids of the adapters that vLLM warms up with.
+FIRST_ID = 1 << 20
+
+
+def engine_rank(max_rank: int) -> int:
+    """The smallest rank that vLLM makes room for and that `max_rank` fits in."""
+    return next((rank for rank in RANKS if rank >= max_rank), RANKS[-1])
+
+
+class LoRAs:
+    """The loaded LoRAs, by digest.
+
+    vLLM keys its KV cache by an adapter's name and path, and its own copies by a number: here the
+    name is the version's digest, and a number is never used twice.
+    """
+
+    def __init__(self, llm: "AsyncLLM") -> None:
+        self._llm = llm
+        self._ids = count(FIRST_ID)
+        self._requests: dict[str, LoRARequest] = {}
+
+    async def load(self, adapter: AdapterFiles) -> None:
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        request = LoRARequest(
+            lora_name=adapter.digest,
+            lora_int_id=next(self._ids),
+            lora_path=str(adapter.folder),
+        )
+        try:
+            await self._llm.add_lora(request)
+        except EngineDeadError as error:
+            raise EngineDied("the engine has died: the server restarts, try again") from error
+        # What the engine's process raised comes as a bare exception with its text.
+        except Exception as error:
+            await self._llm.remove_lora(request.lora_int_id)
+            raise AdapterRejected(f"the engine cannot load it: {error}") from error
+        self._requests[adapter.digest] = request
+
+    async def unload(self, digest: str) -> None:
+        request = self._requests.pop(digest, None)
+        if request is not None:
+            await self._llm.remove_lora(request.lora_int_id)
+
+    def request(self, digest: str | None) -> "LoRARequest | None":
+        """What a request to vLLM carries, of a loaded version."""
+        return None if digest is None else self._requests[digest]

@@ -1,0 +1,143 @@
+"""Text models that take soft prompts: vLLM's own classes, counted as multimodal.
+
+vLLM has a modality "prompt_embeds" whose rows its runners put straight into the cache where a
+multimodal model's encoder outputs lie; merging them into the token embeddings is all that is left
+to do. So for every text architecture this registers, under the architecture's own name, a class
+made from the stock one with `SupportsMultiModal` added. How a request carries its rows is in
+app/engine/soft_prompts.py.
+
+The server process says by an environment variable how many rows a prompt may have, and so whether
+to do this at all: the plugin is loaded before vLLM has any configuration.
+"""
+
+import inspect
+import os
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+import vllm
+from vllm.model_executor.models.interfaces import (
+    MultiModalEmbeddings,
+    SupportsMultiModal,
+    supports_multimodal,
+)
+from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS, ModelRegistry
+from vllm.model_executor.models.utils import _merge_multimodal_embeddings
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+)
+
+from app.engine.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE, MODALITY
+
+# vLLM keeps what it learned of a class on disk, under the class's name and the digest of this file.
+_PREFIX = "SoftPrompts_" + vllm.__version__.replace(".", "_") + "_"
+
+
+def register() -> None:
+    """Put the classes of this module in the place of the stock ones, to be made on demand."""
+    if not max_virtual_tokens():
+        return
+    for architecture in _TEXT_GENERATION_MODELS:
+        ModelRegistry.register_model(architecture, f"{__name__}:{_PREFIX}{architecture}")
+
+
+def max_virtual_tokens() -> int:
+    """The most rows of one soft prompt; 0 where there are none."""
+    return int(os.environ.get(MAX_VIRTUAL_TOKENS_VARIABLE, "0"))
+
+
+def __getattr__(name: str) -> type[torch.nn.Module]:
+    """The class of an architecture, by the name that `register` gave it."""
+    if not name.startswith(_PREFIX):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _make_class(name.removeprefix(_PREFIX))
+
+
+@cache
+def _make_class(architecture: str) -> type[torch.nn.Module]:
+    module, class_name = _TEXT_GENERATION_MODELS[architecture]
+    if not module.startswith("vllm."):
+        module = f"vllm.model_executor.models.{module}"
+    stock: type[torch.nn.Module] = getattr(import_module(module), class_name)
+    return _with_soft_prompts(stock) if _takes_embeddings(stock) else stock
+
+
+def _takes_embeddings(stock: type[torch.nn.Module]) -> bool:
+    """Whether a stock class embeds outside of its forward pass, and is not multimodal by itself."""
+    return (
+        hasattr(stock, "embed_input_ids")
+        and "inputs_embeds" in inspect.signature(stock.forward).parameters
+        and not supports_multimodal(stock)
+    )
+
+
+def _with_soft_prompts(stock: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    class WithSoftPrompts(stock, SupportsMultiModal):  # type: ignore[misc]
+        def get_language_model(self) -> torch.nn.Module:
+            return self
+
+        @classmethod
+        def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+            return None
+
+        def embed_input_ids(
+            self,
+            input_ids: torch.Tensor,
+            multimodal_embeddings: MultiModalEmbeddings | None = None,
+            *,
+            is_multimodal: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            """The embeddings of the tokens, with the soft prompts' rows at their places."""
+            embeddings: torch.Tensor = super().embed_input_ids(input_ids)
+            if multimodal_embeddings is None or len(multimodal_embeddings) == 0:
+                return embeddings
+            assert is_multimodal is not None
+            merged: torch.Tensor = _merge_multimodal_embeddings(
+                embeddings, multimodal_embeddings, is_multimodal
+            )
+            return merged
+
+    WithSoftPrompts.__name__ = WithSoftPrompts.__qualname__ = stock.__name__
+    register_processor = MULTIMODAL_REGISTRY.register_processor(
+        _NoProcessor, info=_Limits, dummy_inputs=_NoDummyInputs
+    )
+    registered: type[torch.nn.Module] = register_processor(WithSoftPrompts)
+    return registered
+
+
+class _Limits(BaseProcessingInfo):  # type: ignore[misc]
+    """One soft prompt in a prompt, of so many rows: it sizes the cache that holds them."""
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {MODALITY: 1}
+
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        return {MODALITY: min(seq_len, max_virtual_tokens())}
+
+
+class _NoDummyInputs(BaseDummyInputsBuilder[_Limits]):  # type: ignore[misc]
+    """Nothing is profiled: there is no encoder."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        return ""
+
+    def get_dummy_mm_data(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {}
+
+
+class _NoProcessor(BaseMultiModalProcessor[_Limits]):  # type: ignore[misc]
+    """Requests come with their rows ready: nothing is left to process."""
+
+    def _get_mm_fields_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> list[Any]:
+        raise NotImplementedError

@@ -1,0 +1,63 @@
+"""Soft prompts in requests to vLLM: rows of embeddings in front of the tokens' own.
+
+A request carries its rows as an item of vLLM's modality "prompt_embeds", at offset 0 of the prompt.
+The item's hash is the version's digest, which keys the KV cache. The model's side is in
+app/engine/plugin/soft_prompt_models.py.
+
+The rows travel with every request: vLLM can leave out an item that the engine has seen before, but
+then both sides' caches must never drift apart, and a version that was unloaded stays in them. For
+20 rows that saves 46 KB of a message between two processes (loadtest/adapters.py measures it all).
+"""
+
+from typing import TYPE_CHECKING
+
+from app.engine.protocol import AdapterFiles
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.inputs.engine import MultiModalInput
+
+MODALITY = "prompt_embeds"
+MAX_VIRTUAL_TOKENS_VARIABLE = "SOFTSERVE_PLUGIN_MAX_VIRTUAL_TOKENS"
+
+
+class SoftPrompts:
+    """The loaded soft prompts, by digest; each has shape (virtual tokens, hidden size)."""
+
+    def __init__(self, dtype: "torch.dtype") -> None:
+        self._dtype = dtype
+        self._rows: dict[str, torch.Tensor] = {}
+
+    def load(self, adapter: AdapterFiles) -> None:
+        """Read the one tensor that PEFT saves of a soft prompt."""
+        from safetensors.torch import load_file
+
+        tensors = load_file(adapter.folder / "adapter_model.safetensors")
+        self._rows[adapter.digest] = tensors["prompt_embeddings"].to(self._dtype).contiguous()
+
+    def unload(self, digest: str) -> None:
+        self._rows.pop(digest, None)
+
+    def input(self, token_ids: list[int], digest: str) -> "MultiModalInput":
+        """An engine input: the soft prompt of that digest, then the tokens."""
+        from vllm.inputs.engine import mm_input
+        from vllm.multimodal.inputs import (
+            MultiModalFieldElem,
+            MultiModalKwargsItem,
+            MultiModalKwargsItems,
+            MultiModalSharedField,
+            PlaceholderRange,
+        )
+
+        rows = self._rows[digest]
+        item = MultiModalKwargsItem(
+            {"embedding": MultiModalFieldElem(data=rows, field=MultiModalSharedField(batch_size=1))}
+        )
+        # The rows' places hold the prompt's own first token, so that penalties, which look at the
+        # prompt's tokens, see those of the text and no other.
+        return mm_input(
+            token_ids[:1] * len(rows) + token_ids,
+            MultiModalKwargsItems({MODALITY: [item]}),
+            {MODALITY: [digest]},
+            {MODALITY: [PlaceholderRange(offset=0, length=len(rows))]},
+        )

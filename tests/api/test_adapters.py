@@ -1,0 +1,647 @@
+"""Adapters over HTTP: added, shown, used, replaced, rolled back and removed while it serves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.adapters.validation import digest_of
+from tests.adapter_files import (
+    Files,
+    as_files,
+    lora_config,
+    lora_tensors,
+    pack_tar_gz,
+    pack_zip,
+    soft_prompt_config,
+    soft_prompt_tensors,
+    write_lora,
+)
+from tests.api.support import (
+    Served,
+    client_of,
+    error_of,
+    serving,
+    starting,
+    until,
+    until_in_flight,
+    until_ready,
+)
+from tests.fake_engine import ARCHITECTURE, HIDDEN_SIZE, FakeEngine, adapter_mark
+
+CHANGES = [
+    ("PUT", "/adapters/my-task"),
+    ("POST", "/adapters/my-task/rollback"),
+    ("DELETE", "/adapters/my-task"),
+]
+
+
+def lora(seed: int = 0, rank: int = 4, **config: Any) -> Files:
+    return as_files(lora_config(rank, **config), lora_tensors(ARCHITECTURE.modules, rank, seed))
+
+
+def soft_prompt(num_virtual_tokens: int = 20, seed: int = 0) -> Files:
+    return as_files(
+        soft_prompt_config(num_virtual_tokens, HIDDEN_SIZE),
+        soft_prompt_tensors(num_virtual_tokens, HIDDEN_SIZE, seed),
+    )
+
+
+async def upload(served: Served, name: str, files: Files, **fields: str) -> httpx.Response:
+    parts = [("file", file) for file in files]
+    return await served.client.put(f"/adapters/{name}", files=parts, data=fields)
+
+
+async def added(served: Served, name: str, files: Files) -> str:
+    """The digest of a version that was added."""
+    response = await upload(served, name, files)
+    assert response.status_code == 200, response.text
+    digest: str = response.json()["live"]
+    return digest
+
+
+async def named(served: Served, name: str, source: str, **fields: Any) -> httpx.Response:
+    """Have the server find a source."""
+    return await served.client.put(f"/adapters/{name}", json={"source": source, **fields})
+
+
+async def rolled_back(served: Served, name: str, **body: Any) -> httpx.Response:
+    return await served.client.post(f"/adapters/{name}/rollback", json=body)
+
+
+def message_of(response: httpx.Response) -> str:
+    message: str = response.json()["error"]["message"]
+    return message
+
+
+def events_of(response: httpx.Response) -> list[dict[str, Any]]:
+    *events, done = response.text.removesuffix("\n\n").split("\n\n")
+    assert done == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+# Added and shown.
+
+
+async def test_nothing_is_there_at_first(served: Served) -> None:
+    assert (await served.get("/adapters")).json() == {"adapters": []}
+
+
+async def test_an_upload(served: Served) -> None:
+    files = lora(base_model="echo")
+    answer = (await upload(served, "my-task", files)).json()
+    (version,) = answer["versions"]
+    digest = answer["live"]
+    assert version.pop("created_at").endswith("Z")
+    assert version == {
+        "version": digest,
+        "live": True,
+        "loaded": True,
+        "source": "upload",
+        "size_bytes": sum(len(content) for _, content in files),
+        "base_model": "echo",
+        "rank": 4,
+        "target_modules": ["q_proj", "v_proj"],
+        "virtual_tokens": None,
+        "requests": 0,
+    }
+    assert {name: answer[name] for name in ("name", "kind", "rejected", "requests")} == {
+        "name": "my-task",
+        "kind": "lora",
+        "rejected": None,
+        "requests": 0,
+    }
+
+
+async def test_what_was_added_is_shown(served: Served) -> None:
+    second = (await upload(served, "b-task", lora())).json()
+    first = (await upload(served, "a-task", soft_prompt())).json()
+    assert (await served.get("/adapters/a-task")).json() == first
+    assert (await served.get("/adapters")).json() == {"adapters": [first, second]}
+    assert first["kind"] == "soft_prompt"
+    assert first["versions"][0]["virtual_tokens"] == 20
+
+
+async def test_every_way_to_send_the_same_files_is_the_same_version(
+    served: Served, tmp_path: Path
+) -> None:
+    folder = write_lora(tmp_path / "trained", ARCHITECTURE.modules)
+    files = [(file.name, file.read_bytes()) for file in sorted(folder.iterdir())]
+    for sent in (
+        files,
+        files[::-1],
+        [("trained.tar.gz", pack_tar_gz(folder))],
+        [("trained.zip", pack_zip(folder))],
+    ):
+        assert await added(served, "my-task", sent) == digest_of(folder)
+    assert len((await served.get("/adapters/my-task")).json()["versions"]) == 1
+
+
+async def test_requests_are_counted(served: Served) -> None:
+    await added(served, "my-task", lora())
+    await served.generate(adapter="my-task")
+    await served.inspect(adapter="my-task")
+    await served.generate()
+    shown = (await served.get("/adapters/my-task")).json()
+    assert (shown["requests"], shown["versions"][0]["requests"]) == (2, 2)
+    assert await served.requests("adapters/{name}", "success") == 2
+
+
+# Used.
+
+
+async def test_the_very_next_request_uses_it(served: Served) -> None:
+    for seed in range(3):
+        digest = await added(served, "my-task", lora(seed))
+        answer = (await served.generate("hi", adapter="my-task")).json()
+        assert answer["adapter"] == {"name": "my-task", "version": digest}
+        assert answer["completions"][0]["text"] == f"{adapter_mark(digest)}hi"
+        assert "soft_prompt" not in answer
+
+
+async def test_the_very_next_stream_uses_it(served: Served) -> None:
+    for seed in range(3):
+        digest = await added(served, "my-task", soft_prompt(seed=seed))
+        response = await served.generate("hi", soft_prompt="my-task", stream=True)
+        *pieces, ending = events_of(response)
+        assert "".join(piece["text"] for piece in pieces) == f"{adapter_mark(digest)}hi"
+        assert ending["soft_prompt"] == {"name": "my-task", "version": digest}
+        assert "adapter" not in ending
+
+
+async def test_the_very_next_inspection_uses_it(served: Served) -> None:
+    for seed in range(3):
+        digest = await added(served, "my-task", lora(seed))
+        answer = (await served.inspect("hi", adapter="my-task")).json()
+        assert answer["adapter"] == {"name": "my-task", "version": digest}
+        assert answer["tokens"][0]["token_id"] == ord("<")
+
+
+async def test_without_an_adapter_it_is_the_base_model(served: Served) -> None:
+    await added(served, "my-task", lora())
+    answer = (await served.generate("hi")).json()
+    assert answer["completions"][0]["text"] == "hi"
+    assert not answer.keys() & {"adapter", "soft_prompt"}
+
+
+async def test_a_lora_and_a_soft_prompt(served: Served) -> None:
+    digests = await added(served, "a-lora", lora()), await added(served, "a-prompt", soft_prompt())
+    answer = (await served.generate("hi", adapter="a-lora", soft_prompt="a-prompt")).json()
+    assert answer["adapter"] == {"name": "a-lora", "version": digests[0]}
+    assert answer["soft_prompt"] == {"name": "a-prompt", "version": digests[1]}
+    marks = "".join(map(adapter_mark, digests))
+    assert answer["completions"][0]["text"] == f"{marks}hi"
+
+
+async def test_virtual_tokens_are_counted_with_every_prompt(served: Served) -> None:
+    await added(served, "my-task", soft_prompt(20))
+    fields: dict[str, Any] = {"soft_prompt": "my-task", "max_new_tokens": 2}
+    answer = (await served.generate(["hi", "hello"], **fields)).json()
+    assert answer["usage"] == {
+        "prompt_tokens": 7,
+        "virtual_tokens": 40,
+        "completion_tokens": 4,
+        "cached_tokens": 0,
+    }
+    response = await served.generate(["hi", "hello"], **fields, stream=True)
+    usages = [event["usage"] for event in events_of(response) if "usage" in event]
+    assert [usage["virtual_tokens"] for usage in usages] == [20, 20]
+    assert (await served.inspect("hi", soft_prompt="my-task")).json()["virtual_tokens"] == 20
+
+
+async def test_the_context_window_holds_virtual_tokens_too(served: Served) -> None:
+    await added(served, "my-task", soft_prompt(20))
+    fits = {"soft_prompt": "my-task", "max_new_tokens": 200}
+    assert (await served.generate("a" * 36, **fits)).status_code == 200
+    response = await served.generate("a" * 37, **fits)
+    assert error_of(response) == (422, "context_window_exceeded", "prompt")
+    assert message_of(response) == (
+        "the prompt has 37 tokens, its soft prompt 20 and max_new_tokens is 200; the context "
+        "window is 256: shorten the prompt by 1 tokens, or lower max_new_tokens to 199"
+    )
+
+
+async def test_a_pinned_version(served: Served) -> None:
+    first = await added(served, "my-task", lora(1))
+    second = await added(served, "my-task", lora(2))
+    for reference, digest in [
+        (f"my-task@{first}", first),
+        (f"my-task@{first[:6]}", first),
+        (f"my-task@{second[:12]}", second),
+        ("my-task", second),
+    ]:
+        answer = (await served.generate("hi", adapter=reference)).json()
+        assert answer["adapter"] == {"name": "my-task", "version": digest}
+        assert answer["completions"][0]["text"].startswith(adapter_mark(digest))
+
+
+@pytest.mark.parametrize(
+    "reference", ["my-task@ffffff", "my-task@", "my-task@v1", "my-task@FFFFFF"]
+)
+async def test_no_such_version(served: Served, reference: str) -> None:
+    digest = await added(served, "my-task", lora())
+    response = await served.generate(adapter=reference)
+    assert error_of(response) == (404, "adapter_not_found", "adapter")
+    assert digest[:12] in message_of(response)
+
+
+async def test_the_wrong_field(served: Served) -> None:
+    await added(served, "a-lora", lora())
+    await added(served, "a-prompt", soft_prompt())
+    response = await served.generate(adapter="a-prompt")
+    assert error_of(response) == (422, "invalid_request", "adapter")
+    assert message_of(response) == "a-prompt is a soft prompt: name it in soft_prompt"
+    response = await served.inspect(soft_prompt="a-lora")
+    assert error_of(response) == (422, "invalid_request", "soft_prompt")
+    assert message_of(response) == "a-lora is a LoRA adapter: name it in adapter"
+
+
+async def test_an_unknown_name_is_answered_with_those_close_to_it(served: Served) -> None:
+    await added(served, "support-intent", lora())
+    sentence = "no adapter is called 'suport-intent': did you mean support-intent?"
+    response = await served.generate(adapter="suport-intent", stream=True)
+    assert error_of(response) == (404, "adapter_not_found", "adapter")
+    assert message_of(response) == sentence
+    response = await served.get("/adapters/suport-intent")
+    assert error_of(response) == (404, "adapter_not_found", "name")
+    assert message_of(response) == sentence
+    assert "did you mean" not in message_of(await served.get("/adapters/other"))
+
+
+@pytest.mark.parametrize("name", ["%2E%2E", "a b", "a@b", "-a", "é", "n" * 65])
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
+async def test_what_cannot_be_a_name(served: Served, method: str, name: str) -> None:
+    path = f"/adapters/{name}" + ("/rollback" if method == "POST" else "")
+    body = {"source": "my-team/my-task"} if method == "PUT" else {}
+    response = await served.client.request(method, path, json=body)
+    assert error_of(response) in [
+        (422, "invalid_request", "name"),
+        (404, "adapter_not_found", "name"),
+    ]
+    assert not served.app.state.service.registry.list()
+
+
+# Refused.
+
+
+async def test_files_that_are_no_adapter(served: Served) -> None:
+    config, weights = lora()
+    response = await upload(served, "my-task", [config, (weights[0], b"no tensors")])
+    assert error_of(response) == (422, "adapter_rejected", None)
+    response = await upload(served, "my-task", lora(rank=64))
+    assert error_of(response) == (422, "adapter_rejected", None)
+    assert "the limit is 32" in message_of(response)
+    assert (await served.get("/adapters")).json() == {"adapters": []}
+
+
+async def test_another_base_model_takes_force(served: Served) -> None:
+    files = lora(base_model="other/model")
+    assert error_of(await upload(served, "my-task", files))[:2] == (422, "adapter_rejected")
+    assert error_of(await upload(served, "my-task", files, force="false"))[0] == 422
+    assert (await upload(served, "my-task", files, force="true")).status_code == 200
+
+
+async def test_what_the_engine_cannot_load_replaces_nothing(
+    served: Served, engine: FakeEngine, tmp_path: Path
+) -> None:
+    first = await added(served, "my-task", lora(1))
+    folder = tmp_path / "second"
+    folder.mkdir()
+    for name, content in lora(2):
+        (folder / name).write_bytes(content)
+    engine.reject(digest_of(folder), "the engine has no room for it: try a lower rank")
+    response = await upload(served, "my-task", lora(2))
+    assert error_of(response) == (422, "adapter_rejected", None)
+    assert message_of(response) == "the engine has no room for it: try a lower rank"
+    assert (await served.get("/adapters/my-task")).json()["live"] == first
+    answer = (await served.generate(adapter="my-task")).json()
+    assert answer["adapter"]["version"] == first
+
+
+async def test_another_kind_is_a_conflict(served: Served) -> None:
+    await added(served, "my-task", lora())
+    response = await upload(served, "my-task", soft_prompt())
+    assert error_of(response) == (409, "adapter_conflict", "name")
+
+
+async def test_too_large() -> None:
+    async with serving(max_adapter_bytes=1000) as served:
+        response = await upload(served, "my-task", lora(rank=16))
+        assert error_of(response) == (413, "adapter_too_large", None)
+        response = await upload(served, "my-task", [("packed.zip", bytes(4 << 20))])
+        assert error_of(response) == (413, "body_too_large", None)
+        assert response.headers["connection"] == "close"
+        response = await named(served, "my-task", "x" * (2 << 20))
+        assert error_of(response) == (413, "body_too_large", None)
+
+
+FORM = "multipart/form-data; boundary=b"
+
+
+def _part(head: str, content: str = "x") -> str:
+    return f"--b\r\ncontent-disposition: form-data; {head}\r\n\r\n{content}\r\n"
+
+
+BROKEN_FORMS = [
+    pytest.param("multipart/form-data", "--b--", 422, None, id="no boundary"),
+    pytest.param(FORM, "no form", 422, None, id="not a form"),
+    pytest.param(FORM, '{"source": "my-team/my-task"}', 422, None, id="json"),
+    pytest.param(FORM, "", 422, None, id="empty"),
+    pytest.param(FORM, "--b--\r\n", 422, None, id="no parts"),
+    pytest.param(FORM, "--b\r\n\r\nx\r\n--b--\r\n", 422, None, id="no header"),
+    pytest.param(FORM, _part("filename=a") + "--b--\r\n", 422, None, id="no name"),
+    pytest.param(
+        FORM,
+        _part("name=file; filename=a.zip"),
+        422,
+        None,
+        id="no end",
+        # Starlette leaves the file of an unfinished part to the garbage collector.
+        marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    ),
+    pytest.param(FORM, _part("name=file") + "--b--\r\n", 422, "file", id="no file"),
+    pytest.param(FORM, _part("name=revision") + "--b--\r\n", 422, "revision", id="unknown"),
+    pytest.param(FORM, _part("name=force", "yes") + "--b--\r\n", 422, "force", id="force"),
+    pytest.param(
+        FORM, _part("name=file; filename=a") * 65 + "--b--\r\n", 422, None, id="too many files"
+    ),
+    pytest.param(FORM, _part("name=force", "true") * 65 + "--b--\r\n", 422, None, id="fields"),
+    pytest.param(
+        FORM, _part("name=force", "x" * (2 << 20)) + "--b--\r\n", 422, None, id="a long field"
+    ),
+]
+
+
+@pytest.mark.parametrize(("content_type", "body", "status", "param"), BROKEN_FORMS)
+async def test_broken_forms(
+    served: Served, content_type: str, body: str, status: int, param: str | None
+) -> None:
+    headers = {"content-type": content_type}
+    response = await served.client.put("/adapters/x", content=body.encode(), headers=headers)
+    assert error_of(response)[::2] == (status, param)
+    assert error_of(response)[1] in {"invalid_request", "adapter_rejected"}
+
+
+# Found by the server.
+
+
+async def test_a_folder_below_a_root(tmp_path: Path) -> None:
+    folder = write_lora(tmp_path / "root" / "team" / "trained", ARCHITECTURE.modules)
+    async with serving(adapter_root=(tmp_path / "root",)) as served:
+        for name, source in [("a-task", str(folder)), ("b-task", "team/trained")]:
+            answer = (await named(served, name, source)).json()
+            assert answer["live"] == digest_of(folder)
+            assert answer["versions"][0]["source"] == source
+
+
+@pytest.mark.parametrize("source", ["{}/outside", "../outside", "{}/root", "{}/root/link", "/etc"])
+async def test_a_folder_outside(tmp_path: Path, source: str) -> None:
+    outside = write_lora(tmp_path / "outside", ARCHITECTURE.modules)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(outside)
+    async with serving(adapter_root=(tmp_path / "root",)) as served:
+        response = await named(served, "my-task", source.format(tmp_path))
+        assert error_of(response) == (422, "adapter_rejected", "source")
+
+
+async def test_a_revision_of_a_folder(tmp_path: Path) -> None:
+    write_lora(tmp_path / "trained", ARCHITECTURE.modules)
+    async with serving(adapter_root=(tmp_path,)) as served:
+        response = await named(served, "my-task", "trained", revision="main")
+        assert error_of(response) == (422, "invalid_request", "revision")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ("{", 400, None),
+        ("", 400, None),
+        ("[]", 422, None),
+        ('"my-team/my-task"', 422, None),
+        ("{}", 422, "source"),
+        ('{"source": ""}', 422, "source"),
+        ('{"source": 1}', 422, "source"),
+        ('{"source": "a/b", "force": "true"}', 422, "force"),
+        ('{"source": "a/b", "version": "1"}', 422, "version"),
+        ('{"source": "a\\u0000b"}', 422, "source"),
+        ('{"source": "\\ud800"}', 400, None),
+    ],
+)
+async def test_wrong_sources(served: Served, body: str, status: int, param: str | None) -> None:
+    headers = {"content-type": "application/json"}
+    response = await served.client.put("/adapters/x", content=body.encode(), headers=headers)
+    assert error_of(response) == (status, "invalid_request", param)
+
+
+# Rolled back.
+
+
+async def test_rollback(served: Served) -> None:
+    first = await added(served, "my-task", lora(1))
+    second = await added(served, "my-task", lora(2))
+    answer = (await rolled_back(served, "my-task")).json()
+    assert answer["live"] == first
+    assert [each["version"] for each in answer["versions"]] == [second, first]
+    generated = (await served.generate(adapter="my-task")).json()
+    assert generated["adapter"]["version"] == first
+    response = await rolled_back(served, "my-task")
+    assert error_of(response) == (409, "adapter_conflict", "version")
+    answer = (await rolled_back(served, "my-task", version=second[:6])).json()
+    assert answer["live"] == second
+
+
+async def test_rollback_without_a_body(served: Served) -> None:
+    first = await added(served, "my-task", lora(1))
+    await added(served, "my-task", lora(2))
+    response = await served.client.post("/adapters/my-task/rollback")
+    assert response.json()["live"] == first
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "error"),
+    [
+        ("other", {}, (404, "adapter_not_found", "name")),
+        ("my-task", {"version": "ffffff"}, (404, "adapter_not_found", "version")),
+        ("my-task", {"version": "v1"}, (404, "adapter_not_found", "version")),
+        ("my-task", {"version": ""}, (422, "invalid_request", "version")),
+        ("my-task", {"version": 1}, (422, "invalid_request", "version")),
+        ("my-task", {"digest": "ffffff"}, (422, "invalid_request", "digest")),
+        ("my-task", [], (422, "invalid_request", None)),
+    ],
+)
+async def test_wrong_rollbacks(
+    served: Served, name: str, body: Any, error: tuple[int, str, str | None]
+) -> None:
+    await added(served, "my-task", lora())
+    response = await served.client.post(f"/adapters/{name}/rollback", json=body)
+    assert error_of(response) == error
+
+
+# While requests run.
+
+
+async def test_a_stream_ends_on_the_version_it_began_with(
+    served: Served, engine: FakeEngine
+) -> None:
+    first = await added(served, "my-task", lora(1))
+    engine.hold()
+    running = asyncio.create_task(served.generate("hi", adapter="my-task", stream=True))
+    await until(lambda: len(engine.open) == 1)
+    second = await added(served, "my-task", lora(2))
+    following = asyncio.create_task(served.generate("hi", adapter="my-task", stream=True))
+    await until(lambda: len(engine.open) == 2)
+    engine.release()
+    for stream, digest in [(running, first), (following, second)]:
+        *pieces, ending = events_of(await stream)
+        assert "".join(piece["text"] for piece in pieces) == f"{adapter_mark(digest)}hi"
+        assert ending["adapter"]["version"] == digest
+    await until(lambda: engine.unloads == [first])
+    assert engine.loads == [first, second]
+
+
+async def test_remove(served: Served) -> None:
+    await added(served, "my-task", lora())
+    response = await served.client.delete("/adapters/my-task")
+    assert (response.status_code, response.content) == (204, b"")
+    for response in (
+        await served.get("/adapters/my-task"),
+        await served.generate(adapter="my-task"),
+        await served.client.delete("/adapters/my-task"),
+        await rolled_back(served, "my-task"),
+    ):
+        assert error_of(response)[:2] == (404, "adapter_not_found")
+    assert (await served.get("/adapters")).json() == {"adapters": []}
+
+
+async def test_remove_waits_for_a_stream(served: Served, engine: FakeEngine) -> None:
+    digest = await added(served, "my-task", lora())
+    engine.hold()
+    running = asyncio.create_task(served.generate("hi", adapter="my-task", stream=True))
+    await until_in_flight(served, 1)
+    await until(lambda: len(engine.open) == 1)
+    removing = asyncio.create_task(served.client.delete("/adapters/my-task"))
+    await until(lambda: not served.app.state.service.registry.list())
+    response = await served.generate(adapter="my-task")
+    assert error_of(response) == (404, "adapter_not_found", "adapter")
+    assert not removing.done()
+    assert engine.unloads == []
+    engine.release()
+    *_, ending = events_of(await running)
+    assert ending["adapter"] == {"name": "my-task", "version": digest}
+    assert (await removing).status_code == 204
+    assert engine.unloads == [digest]
+    assert error_of(await served.get("/adapters/my-task"))[0] == 404
+
+
+async def test_a_restart_changes_nothing(tmp_path: Path) -> None:
+    async with serving(adapter_store=tmp_path / "store") as served:
+        await added(served, "my-task", lora(1))
+        await added(served, "my-task", lora(2))
+        before = (await rolled_back(served, "my-task")).json()
+    async with serving(adapter_store=tmp_path / "store") as served:
+        answer = (await served.generate(adapter="my-task")).json()
+        assert answer["adapter"] == {"name": "my-task", "version": before["live"]}
+        after = (await served.get("/adapters/my-task")).json()
+        assert [each["version"] for each in after["versions"]] == [
+            each["version"] for each in before["versions"]
+        ]
+
+
+# Who may change them, and when.
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer wrong", "Bearer", "Bearer ", "secret", "Basic secret"]
+)
+async def test_the_admin_key_is_required(method: str, path: str, authorization: str | None) -> None:
+    headers = {} if authorization is None else {"authorization": authorization}
+    async with serving(admin_key="secret") as served:
+        response = await served.client.request(method, path, headers=headers)
+        assert error_of(response) == (401, "key_required", None)
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", ["secret", "naïve"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
+async def test_with_the_admin_key(key: str, host: str) -> None:
+    headers = {b"authorization": f"Bearer {key}".encode(), b"x-forwarded-for": b"192.0.2.7"}
+    async with serving(admin_key=key) as served, client_of(served.app, host) as client:
+        files = [("file", file) for file in lora()]
+        response = await client.put("/adapters/my-task", files=files, headers=headers)
+        assert response.status_code == 200
+        response = await client.delete("/adapters/my-task", headers=headers)
+        assert response.status_code == 204
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize("host", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "testclient", ""])
+async def test_another_machine_needs_a_key(
+    served: Served, method: str, path: str, host: str
+) -> None:
+    async with client_of(served.app, host) as client:
+        response = await client.request(method, path)
+    assert error_of(response) == (403, "not_permitted", None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1"])
+async def test_this_machine_needs_none(served: Served, host: str) -> None:
+    async with client_of(served.app, host) as client:
+        response = await client.delete("/adapters/my-task")
+    assert error_of(response) == (404, "adapter_not_found", "name")
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize("header", ["origin", "x-forwarded-for", "forwarded", "x-real-ip", "via"])
+async def test_what_is_sent_for_others_needs_a_key(
+    served: Served, method: str, path: str, header: str
+) -> None:
+    response = await served.client.request(method, path, headers={header: "127.0.0.1"})
+    assert error_of(response) == (403, "not_permitted", None)
+
+
+async def test_everybody_may_look() -> None:
+    async with serving(admin_key="secret") as served, client_of(served.app, "192.0.2.1") as client:
+        assert (await client.get("/adapters")).json() == {"adapters": []}
+        assert error_of(await client.get("/adapters/my-task"))[0] == 404
+
+
+async def test_an_upload_is_not_read_without_permission(served: Served) -> None:
+    num_read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal num_read
+        num_read += 1
+        yield b""
+
+    async with client_of(served.app, "192.0.2.1") as client:
+        headers = {"content-type": FORM}
+        response = await client.put("/adapters/my-task", content=body(), headers=headers)
+    assert error_of(response)[0] == 403
+    assert num_read == 0
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+async def test_while_starting(engine: FakeEngine, method: str, path: str) -> None:
+    engine.hold_start()
+    async with starting(engine) as served:
+        response = await served.client.request(method, path, json={"source": "a/b"})
+        if method == "POST":
+            response = await served.client.post(path)
+        assert error_of(response) == (503, "engine_starting", None)
+        assert response.headers["retry-after"] == "5"
+        assert (await served.get("/adapters")).json() == {"adapters": []}
+        engine.release_start()
+        await until_ready(served)
+        assert (await upload(served, "my-task", lora())).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+async def test_while_draining(served: Served, method: str, path: str) -> None:
+    await served.lifecycle.drain(0)
+    response = await served.client.request(method, path)
+    assert error_of(response) == (503, "server_draining", None)

@@ -1,0 +1,188 @@
+"""Tiny random models of many architectures, with adapters, by vLLM and by transformers and PEFT.
+
+    python -m tests.server.architectures FOLDER
+
+A program of its own, because vLLM keeps a process to itself: the engine core and its worker run in
+this one, one model after the other. It prints the token ids of every case as JSON, a line a model.
+"""
+
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from app.engine.environment import prepare_cpu_environment, prepare_environment
+from app.engine.loras import FIRST_ID
+from app.engine.soft_prompts import SoftPrompts
+from app.engine.vllm import engine_arguments
+from app.settings import Settings
+
+TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+SHAPE = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+GATED = SHAPE | {"intermediate_size": 256, "num_key_value_heads": 2, "head_dim": 32}
+# By model_type: the config, and the modules that a LoRA changes (none: vLLM has no LoRA for it).
+ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "gpt2": ({"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}, []),
+    "opt": (SHAPE | {"ffn_dim": 256, "word_embed_proj_dim": 128}, ["q_proj", "v_proj"]),
+    "bloom": ({"hidden_size": 128, "n_layer": 2, "n_head": 4}, []),
+    "llama": (GATED, ["q_proj", "v_proj"]),
+    "qwen2": (GATED, ["q_proj", "v_proj"]),
+    "qwen3": (GATED, ["q_proj", "v_proj"]),
+    "gemma": (GATED, ["q_proj", "v_proj"]),
+    "gemma3_text": (GATED | {"query_pre_attn_scalar": 32}, ["q_proj", "v_proj"]),
+    "mistral": (GATED | {"sliding_window": None}, ["q_proj", "v_proj"]),
+}
+PROMPTS = [[5, 9, 33, 77, 120, 4], [300, 22, 8]]
+NUM_TOKENS = 16
+NUM_VIRTUAL_TOKENS = 20
+SOFT_PROMPT = "0" * 64
+# Which prompt, and whether with a LoRA and a soft prompt.
+Case = tuple[int, bool, bool]
+
+
+def main(folder: Path) -> None:
+    """Print `[model_type, {case: [by vLLM, by transformers]}]` for each."""
+    settings = Settings(
+        cache_dir=folder / "cache", kv_cache_gib=0.1, context_window=256, max_lora_rank=8
+    )
+    prepare_environment(settings)
+    prepare_cpu_environment(eager=True)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    register_made_classes()
+    for model_type, (_, modules) in ARCHITECTURES.items():
+        expected = by_transformers(model_type, folder / model_type, modules)
+        got = by_vllm(folder / model_type, settings, with_loras=bool(modules))
+        compared = {str(case): [got[case], expected[case]] for case in expected}
+        print(json.dumps([model_type, compared]), flush=True)  # noqa: T201
+
+
+def register_made_classes() -> None:
+    """Make the classes in this process: vLLM would start one for each, to look at it, for 15 s."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from vllm import ModelRegistry
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    for model_type in ARCHITECTURES:
+        architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+        ModelRegistry.register_model(
+            architecture, ModelRegistry.models[architecture].load_model_cls()
+        )
+
+
+def cases(modules: list[str]) -> list[Case]:
+    loras = [False, True] if modules else [False]
+    return [
+        (i, lora, soft) for i in range(len(PROMPTS)) for lora in loras for soft in (False, True)
+    ]
+
+
+def by_transformers(model_type: str, folder: Path, modules: list[str]) -> dict[Case, list[int]]:
+    """Make the model and its adapters below `folder`, and generate with them."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import save_file
+
+    model: Any = make_model(model_type, folder / "model")
+    embed = model.get_input_embeddings()
+    rows = 0.05 * torch.randn(NUM_VIRTUAL_TOKENS, embed.weight.shape[1])
+    (folder / "soft-prompt").mkdir()
+    save_file({"prompt_embeddings": rows}, folder / "soft-prompt" / "adapter_model.safetensors")
+    if modules:
+        model = get_peft_model(model, LoraConfig("CAUSAL_LM", r=8, target_modules=modules))
+        for name, weights in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weights, std=0.3)
+        model.save_pretrained(folder / "lora")
+    model.eval()
+
+    def complete(index: int, with_soft_prompt: bool) -> list[int]:
+        embeddings = embed(torch.tensor([PROMPTS[index]]))
+        if with_soft_prompt:
+            embeddings = torch.cat([rows[None], embeddings], dim=1)
+        token_ids: list[int] = []
+        for _ in range(NUM_TOKENS):
+            token_ids.append(int(model(inputs_embeds=embeddings).logits[0, -1].argmax()))
+            embeddings = torch.cat([embeddings, embed(torch.tensor([token_ids[-1:]]))], dim=1)
+        return token_ids
+
+    expected = {}
+    for case in cases(modules):
+        index, with_lora, with_soft_prompt = case
+        without_lora = model.disable_adapter() if modules and not with_lora else nullcontext()
+        with without_lora, torch.inference_mode():
+            expected[case] = complete(index, with_soft_prompt)
+    return expected
+
+
+def make_model(model_type: str, folder: Path) -> Any:
+    """A random model, saved with a tokenizer, which vLLM asks for."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **ARCHITECTURES[model_type][0], **TOKENS)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for weights in model.parameters():
+        if weights.dim() == 2:
+            torch.nn.init.normal_(weights, std=0.3)
+    # Small beside the layers' work: Gemma scales them up, and would repeat the last token for ever.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.02)
+    model.save_pretrained(folder)
+    words = WordLevel({f"t{i}": i for i in range(TOKENS["vocab_size"])})
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words)).save_pretrained(folder)
+    return model
+
+
+def by_vllm(folder: Path, settings: Settings, *, with_loras: bool) -> dict[Case, list[int]]:
+    """All cases in one batch."""
+    import torch
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.inputs.engine import tokens_input
+    from vllm.lora.request import LoRARequest
+
+    from app.engine.protocol import AdapterFiles
+
+    arguments = engine_arguments(folder / "model", settings, on_cpu=True)
+    arguments |= {"enable_lora": with_loras, "distributed_executor_backend": "uni"}
+    del arguments["max_logprobs"], arguments["shutdown_timeout"]
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    soft_prompts = SoftPrompts(torch.float32)
+    soft_prompts.load(AdapterFiles(SOFT_PROMPT, "soft_prompt", folder / "soft-prompt"))
+    lora = LoRARequest("lora", FIRST_ID, str(folder / "lora"))
+    params = SamplingParams(
+        temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False
+    )
+    asked = cases(["any"] if with_loras else [])
+    for number, (index, with_lora, with_soft_prompt) in enumerate(asked):
+        token_ids = PROMPTS[index]
+        engine.add_request(
+            str(number),
+            soft_prompts.input(token_ids, SOFT_PROMPT)
+            if with_soft_prompt
+            else tokens_input(token_ids),
+            params,
+            lora_request=lora if with_lora else None,
+        )
+    got: dict[Case, list[int]] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                got[asked[int(output.request_id)]] = list(output.outputs[0].token_ids)
+    del engine
+    cleanup_dist_env_and_memory()
+    return got
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

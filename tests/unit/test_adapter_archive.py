@@ -1,0 +1,339 @@
+"""What comes out of an upload: two files, or a sentence; never anything outside the folder."""
+
+import gzip
+import io
+import os
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.adapters.archive import UploadedFile, stage_files, stage_folder
+from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
+from app.errors import AdapterError, AdapterRejected, AdapterTooLarge
+from tests.adapter_files import (
+    Files,
+    pack_files_zip,
+    pack_tar,
+    pack_tar_gz,
+    pack_zip,
+)
+from tests.bad_adapters import MAX_ADAPTER_BYTES
+
+PLAIN = settings(deadline=None, derandomize=True, database=None, max_examples=150)
+CONFIG, WEIGHTS = b'{"peft_type": "LORA"}', bytes(range(256)) * 5
+ADAPTER: Files = [(CONFIG_FILE, CONFIG), (WEIGHTS_FILE, WEIGHTS)]
+# What PEFT, its trainers and the hub put beside an adapter.
+BYSTANDERS: Files = [
+    ("README.md", b"# An adapter"),
+    (".gitattributes", b"*.safetensors filter=lfs"),
+    ("tokenizer.json", b"{}"),
+    ("special_tokens_map.json", b"{}"),
+    ("training_args.bin", b"\x80\x04."),
+    ("optimizer.pt", b"\x80\x04."),
+    ("adapter_model.bin", b"\x80\x04."),
+    ("empty.txt", b""),
+    ("._adapter_config.json", b"\0\5\x16\7"),
+    ("__MACOSX/._adapter_config.json", b"\0\5\x16\7"),
+]
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _nothing_outside(tmp_path: Path) -> Iterator[None]:
+    """Whatever a test does, no file appears beside the staging folder, or in it but the two."""
+    yield
+    for file in tmp_path.rglob("*"):
+        assert file.name in {"staging", "source", "elsewhere", CONFIG_FILE, WEIGHTS_FILE}
+
+
+def _stage(files: Files, into: Path, max_bytes: int = MAX_ADAPTER_BYTES) -> dict[str, bytes]:
+    uploads = [UploadedFile(name, io.BytesIO(content)) for name, content in files]
+    stage_files(uploads, into, max_bytes)
+    return {file.name: file.read_bytes() for file in into.iterdir()}
+
+
+def _in_folder(files: Files, folder: str = "my adapter") -> Files:
+    return [(f"{folder}/{name}", content) for name, content in files]
+
+
+def _gnu_tar(files: Files) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        folder = tarfile.TarInfo("x" * 150)
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in _in_folder(files, "x" * 150):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+PACKED: dict[str, tuple[str, Callable[[Files], bytes]]] = {
+    "tar.gz": ("a.tar.gz", pack_tar),
+    "tgz": ("a.tgz", lambda files: pack_tar(_in_folder(files))),
+    "tar": ("a.tar", lambda files: pack_tar(files, "w:")),
+    "tar with ./": ("a.tar", lambda files: pack_tar(_in_folder(files, "."), "w:")),
+    "tar with long names": ("a.tar", lambda files: pack_tar(_in_folder(files, "x" * 200), "w:")),
+    "tar with ustar prefixes": (
+        "a.tar",
+        lambda files: pack_tar(_in_folder(files, "x" * 90), "w:"),
+    ),
+    "tar by GNU": ("a.tar", _gnu_tar),
+    "tar with accents": ("a.tar", lambda files: pack_tar(_in_folder(files, "Gemüse"), "w:")),
+    "zip": ("a.zip", pack_files_zip),
+    "zip with folder": (
+        "a.zip",
+        lambda files: pack_files_zip([("d/", b""), *_in_folder(files, "d")]),
+    ),
+    "zip by Windows": ("a.zip", lambda files: pack_files_zip([(f"d\\{n}", c) for n, c in files])),
+    "zip, stored": ("a.zip", lambda files: pack_files_zip(files, zipfile.ZIP_STORED)),
+    "zip called tar.gz": ("a.tar.gz", pack_files_zip),
+    "tar.gz without a name": ("file", pack_tar),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("files", [ADAPTER, [*BYSTANDERS, *ADAPTER[::-1]]], ids=["two", "many"])
+def test_an_archive(name: str, files: Files, into: Path) -> None:
+    filename, pack = PACKED[name]
+    assert _stage([(filename, pack(files))], into) == dict(ADAPTER)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [ADAPTER, ADAPTER[::-1], [*BYSTANDERS, *ADAPTER], _in_folder(ADAPTER)],
+    ids=["two", "reversed", "many", "folder"],
+)
+def test_files(files: Files, into: Path) -> None:
+    assert _stage(files, into) == dict(ADAPTER)
+
+
+@pytest.mark.parametrize("pack", [pack_tar_gz, pack_zip])
+def test_the_makers_of_these_tests(pack: Callable[[Path], bytes], into: Path) -> None:
+    source = into.with_name("source")
+    source.mkdir()
+    for name, content in ADAPTER:
+        (source / name).write_bytes(content)
+    assert _stage([("adapter", pack(source))], into) == dict(ADAPTER)
+
+
+def test_no_files(into: Path) -> None:
+    with pytest.raises(AdapterRejected, match="no file was sent"):
+        _stage([], into)
+
+
+class _Unread(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise AssertionError
+
+
+def test_a_pickle_is_not_read(into: Path) -> None:
+    uploads = [
+        UploadedFile(CONFIG_FILE, io.BytesIO(CONFIG)),
+        UploadedFile("adapter_model.bin", _Unread()),
+    ]
+    with pytest.raises(AdapterRejected, match="safe_serialization=True"):
+        stage_files(uploads, into, MAX_ADAPTER_BYTES)
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [ADAPTER, [("a.tar.gz", pack_tar(ADAPTER))], [("a.zip", pack_files_zip(ADAPTER))]],
+    ids=["files", "tar.gz", "zip"],
+)
+def test_limits_are_inclusive(upload: Files, into: Path) -> None:
+    with pytest.raises(AdapterTooLarge, match="above the limit of 1,279 bytes"):
+        _stage(upload, into, len(WEIGHTS) - 1)
+    for file in into.iterdir():
+        file.unlink()
+    assert _stage(upload, into, len(WEIGHTS)) == dict(ADAPTER)
+
+
+def test_a_thousand_members(into: Path) -> None:
+    files = [*ADAPTER, *((f"{number}.txt", b"") for number in range(998))]
+    assert _stage([("a.zip", pack_files_zip(files))], into) == dict(ADAPTER)
+
+
+def test_many_uploaded_files(into: Path) -> None:
+    files = [(f"{number}.txt", b"") for number in range(1001)]
+    with pytest.raises(AdapterRejected, match="more than 1,000 files"):
+        _stage(files, into)
+
+
+def test_no_archive_of_another_kind(into: Path) -> None:
+    for content in (b"7z\xbc\xaf\x27\x1c", b"BZh91AY&SY", b"hello"):
+        with pytest.raises(AdapterRejected, match="is not an archive that can be read"):
+            _stage([("adapter.7z", content)], into)
+
+
+def test_a_bomb_takes_little_memory(into: Path) -> None:
+    """A declared gigabyte in a header of tar, in one of 1 MiB after unpacking."""
+    header = tarfile.TarInfo("header")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 30
+    bomb = gzip.compress(header.tobuf() + bytes(1 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(AdapterRejected, match="too large headers"):
+            _stage([("a.tar.gz", bomb)], into)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_endless_headers(into: Path) -> None:
+    header = tarfile.TarInfo("header")
+    header.type = tarfile.XGLTYPE
+    with pytest.raises(AdapterRejected, match="too large headers"):
+        _stage([("a.tar", header.tobuf() * 3001)], into)
+
+
+# Folders of this machine.
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name, content in ADAPTER:
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_folder(source: Path, into: Path) -> None:
+    stage_folder(source, into, MAX_ADAPTER_BYTES)
+    assert {file.name: file.read_bytes() for file in into.iterdir()} == dict(ADAPTER)
+
+
+def test_a_folder_that_is_too_large(source: Path, into: Path) -> None:
+    with pytest.raises(AdapterTooLarge, match="above the limit of 1,000 bytes"):
+        stage_folder(source, into, 1000)
+
+
+def _link(file: Path) -> None:
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to(file.with_name("elsewhere"))
+
+
+def _fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_link, "is a symbolic link"),
+        (_fifo, "is not a regular file"),
+        (_folder, "is not a regular file"),
+        (Path.unlink, "is missing"),
+        (lambda file: file.write_bytes(b""), "is empty"),
+    ],
+    ids=["link", "pipe", "folder", "missing", "empty"],
+)
+def test_a_folder_with_something_else(
+    source: Path, into: Path, name: str, change: Callable[[Path], Any], sentence: str
+) -> None:
+    change(source / name)
+    with pytest.raises(AdapterRejected, match=f"{name} {sentence}"):
+        stage_folder(source, into, MAX_ADAPTER_BYTES)
+
+
+def test_a_folder_with_a_pickle(source: Path, into: Path) -> None:
+    (source / WEIGHTS_FILE).rename(source / "adapter_model.bin")
+    with pytest.raises(AdapterRejected, match="safe_serialization=True"):
+        stage_folder(source, into, MAX_ADAPTER_BYTES)
+    (source / "adapter_model.bin").unlink()
+
+
+def test_no_folder(source: Path, into: Path) -> None:
+    with pytest.raises(AdapterRejected, match="there is no such folder"):
+        stage_folder(source / "nowhere", into, MAX_ADAPTER_BYTES)
+    with pytest.raises(AdapterRejected, match="there is no such folder"):
+        stage_folder(source / CONFIG_FILE, into, MAX_ADAPTER_BYTES)
+    (source.with_name("elsewhere")).symlink_to(source)
+    with pytest.raises(AdapterRejected, match="there is no such folder"):
+        stage_folder(source.with_name("elsewhere"), into, MAX_ADAPTER_BYTES)
+
+
+# Whatever is sent.
+
+ARCHIVES = {name: pack([*BYSTANDERS[:3], *ADAPTER]) for name, (_, pack) in PACKED.items()}
+
+
+@PLAIN
+@given(
+    archive=st.sampled_from(sorted(ARCHIVES)),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+    end=st.floats(0.2, 1),
+)
+def test_damaged_archives_end_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory,
+    archive: str,
+    edits: list[tuple[float, int]],
+    end: float,
+) -> None:
+    content = bytearray(ARCHIVES[archive])
+    for position, byte in edits:
+        content[int(position * len(content))] = byte
+    _ends_in_a_sentence([("a", bytes(content[: int(end * len(content))]))], tmp_path_factory)
+
+
+@PLAIN
+@given(start=st.sampled_from([b"", b"PK\x03\x04", b"\x1f\x8b\x08\0"]), content=st.binary())
+def test_random_bytes_end_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, start: bytes, content: bytes
+) -> None:
+    _ends_in_a_sentence([("a", start + content)], tmp_path_factory)
+
+
+@PLAIN
+@given(content=st.binary(min_size=500, max_size=1500))
+def test_random_tars_end_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    """Random members with a right checksum, so that what is behind it is reached."""
+    header = bytearray(content[:512].ljust(512, b"\0"))
+    header[257:265] = b"ustar\x0000"
+    header[124:136] = b"00000000100\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    _ends_in_a_sentence([("a", bytes(header) + content[512:])], tmp_path_factory)
+
+
+def _ends_in_a_sentence(files: Files, factory: pytest.TempPathFactory) -> None:
+    into = factory.mktemp("staging")
+    refusal = _refusal(files, into)
+    staged = {file.name for file in into.iterdir()}
+    if refusal is None:
+        assert staged == {CONFIG_FILE, WEIGHTS_FILE}
+    else:
+        assert refusal.isprintable()
+        assert staged <= {CONFIG_FILE, WEIGHTS_FILE}
+
+
+def _refusal(files: Files, into: Path) -> str | None:
+    try:
+        _stage(files, into)
+    except AdapterError as error:
+        return error.message
+    return None

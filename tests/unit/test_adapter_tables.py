@@ -1,0 +1,223 @@
+"""What `softserve adapter list` and `softserve adapter show` print."""
+
+import time
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from app.adapter_tables import print_adapter, print_adapters
+from app.http.adapter_schemas import AdapterOut
+
+FIRST, SECOND = "9f86d081884c7d65" * 4, "60303ae22b998861" * 4
+LORA = {"base_model": "echo", "rank": 8, "target_modules": ["q_proj", "v_proj"]}
+
+
+def version(digest: str, **fields: Any) -> dict[str, Any]:
+    """A version of a LoRA, unless `fields` say otherwise."""
+    return {
+        "version": digest,
+        "live": True,
+        "loaded": True,
+        "created_at": "2026-11-24T09:30:00Z",
+        "source": "upload",
+        "size_bytes": 1_846_240,
+        "virtual_tokens": None,
+        "requests": 17,
+        **LORA,
+        **fields,
+    }
+
+
+def adapter(name: str, *versions: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """An adapter as the server answers."""
+    return {
+        "name": name,
+        "kind": "lora",
+        "live": next((each["version"] for each in versions if each["live"]), None),
+        "rejected": None,
+        "requests": sum(each["requests"] for each in versions),
+        "versions": list(versions),
+        **fields,
+    }
+
+
+SOFT_PROMPT: dict[str, Any] = {
+    "rank": None,
+    "target_modules": [],
+    "base_model": None,
+    "virtual_tokens": 20,
+    "size_bytes": 46_168,
+}
+ADAPTERS = [
+    adapter("legal-summary", kind=None, rejected="its rank is 64 and the limit is 32: lower it"),
+    adapter("support-intent-lora", version(SECOND), version(FIRST, live=False, loaded=False)),
+    adapter("support-intent-prompt", version(FIRST, **SOFT_PROMPT, loaded=False, requests=1234)),
+]
+
+
+def _list(*adapters: dict[str, Any], width: int) -> list[str]:
+    console = Console(file=StringIO(), width=width)
+    print_adapters([AdapterOut.model_validate(each) for each in adapters], console)
+    return _lines(console)
+
+
+def _show(shown: dict[str, Any], width: int = 80) -> list[str]:
+    console = Console(file=StringIO(), width=width)
+    print_adapter(AdapterOut.model_validate(shown), console)
+    return _lines(console)
+
+
+def _lines(console: Console) -> list[str]:
+    assert isinstance(console.file, StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _an_hour_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Times are shown in the local time zone."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "EAST-1")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+WIDE = f"""\
+name                  kind                           live         versions    size loaded requests
+{"─" * 98}
+legal-summary                                        not served          0           ·           0
+support-intent-lora   LoRA, rank 8                   60303ae22b99        2  1.8 MB   ✓          34
+support-intent-prompt soft prompt, 20 virtual tokens 9f86d081884c        1 46.2 kB   ·       1,234
+
+legal-summary is rejected: its rank is 64 and the limit is 32: lower it
+"""
+
+
+def test_a_list() -> None:
+    assert _list(*ADAPTERS, width=98) == WIDE.splitlines()
+
+
+def test_a_list_at_80_columns() -> None:
+    """The kind stands below the name."""
+    assert _list(*ADAPTERS, width=80) == [
+        "name                             live         versions    size loaded requests",
+        "─" * 78,
+        "legal-summary                    not served          0           ·           0",
+        "support-intent-lora              60303ae22b99        2  1.8 MB   ✓          34",
+        "  LoRA, rank 8",
+        "support-intent-prompt            9f86d081884c        1 46.2 kB   ·       1,234",
+        "  soft prompt, 20 virtual tokens",
+        "",
+        "legal-summary is rejected: its rank is 64 and the limit is 32: lower it",
+    ]
+
+
+def test_a_list_on_a_narrow_terminal() -> None:
+    """Names break, and nothing is cut off."""
+    assert _list(*ADAPTERS[1:], width=60) == [
+        "name           live         versions    size loaded requests",
+        "─" * 60,
+        "support-intent 60303ae22b99        2  1.8 MB   ✓          34",
+        "-lora",
+        "  LoRA, rank 8",
+        "support-intent 9f86d081884c        1 46.2 kB   ·       1,234",
+        "-prompt",
+        "  soft prompt,",
+        "  20 virtual",
+        "  tokens",
+    ]
+
+
+def test_the_longest_name_at_80_columns() -> None:
+    lines = _list(adapter("n" * 64, version(FIRST)), width=80)
+    assert "".join(line.split()[0] for line in lines[2:4]) == "n" * 64
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_a_list_in_a_pipe_has_a_line_an_adapter(capsys: pytest.CaptureFixture[str]) -> None:
+    print_adapters([AdapterOut.model_validate(each) for each in ADAPTERS])
+    assert capsys.readouterr().out == WIDE
+
+
+def test_no_adapters() -> None:
+    assert _list(width=80) == [
+        "There are no adapters: add one with `softserve adapter add NAME SOURCE`, or put",
+        "its folder into the server's --adapter-dir.",
+    ]
+
+
+def test_the_versions_of_an_adapter() -> None:
+    older = version(FIRST, live=False, loaded=False, requests=0, source="my-team/task@0f3b")
+    assert _show(adapter("my-task", version(SECOND), older)) == [
+        "my-task: LoRA, rank 8 on q_proj, v_proj",
+        "base model: echo",
+        "",
+        "version      live loaded created            size requests source",
+        "─" * 75,
+        "60303ae22b99  ✓     ✓    2026-11-24 10:30 1.8 MB       17 upload",
+        "9f86d081884c  ·     ·    2026-11-24 10:30 1.8 MB        0 my-team/task@0f3b",
+    ]
+
+
+def test_a_soft_prompt() -> None:
+    shown = _show(adapter("my-task", version(FIRST, **SOFT_PROMPT)))
+    assert shown[:2] == [
+        "my-task: soft prompt, 20 virtual tokens",
+        "base model: not declared",
+    ]
+
+
+def test_a_long_source_breaks() -> None:
+    source = f"my-team/my-task-lora@{'0f3b' * 10}"
+    lines = _show(adapter("my-task", version(FIRST, source=source)), 80)
+    assert all(len(line) <= 80 for line in lines)
+    assert "".join(line.split()[-1] for line in lines[5:]) == source
+
+
+def test_what_is_shown_is_of_the_live_version() -> None:
+    newest = version(SECOND, live=False, rank=16)
+    assert _show(adapter("my-task", newest, version(FIRST)))[0].startswith("my-task: LoRA, rank 8")
+    retired = adapter("my-task", newest, version(FIRST, live=False))
+    assert _show(retired)[0].startswith("my-task: LoRA, rank 16")
+
+
+@pytest.mark.parametrize(
+    ("shown", "sentence"),
+    [
+        (
+            adapter("my-task", rejected="its folder has no adapter_config.json: copy it there"),
+            "my-task is rejected: its folder has no adapter_config.json: copy it there",
+        ),
+        (
+            adapter("my-task", version(FIRST), rejected="its rank is 64: lower it"),
+            "my-task is rejected (9f86d081884c is served): its rank is 64: lower it",
+        ),
+        (
+            adapter("my-task", version(FIRST, live=False)),
+            (
+                "my-task is not served: its folder is gone; put it back, or use `softserve "
+                "adapter rollback my-task`"
+            ),
+        ),
+    ],
+)
+def test_why_something_is_not_served(shown: dict[str, Any], sentence: str) -> None:
+    assert _show(shown, 200)[-1] == sentence
+    assert _list(shown, width=200)[-1] == sentence
+
+
+def test_one_virtual_token() -> None:
+    shown = _show(adapter("my-task", version(FIRST, **SOFT_PROMPT | {"virtual_tokens": 1})))
+    assert shown[0] == "my-task: soft prompt, 1 virtual token"
+
+
+def test_what_came_with_an_adapter_steers_no_terminal() -> None:
+    evil = version(FIRST, base_model="\x1b[2J[bold]echo", source="[/]\x1b]0;x\x07")
+    shown = "\n".join(_show(adapter("my-task", evil, rejected="[red]\x1b[31m")))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "base model: �[2J[bold]echo" in shown
+    assert "[red]�[31m" in shown

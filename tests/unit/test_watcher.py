@@ -1,0 +1,570 @@
+"""A real folder is watched. Tests wait for events; none depends on how long they take."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import watchfiles
+from structlog.testing import capture_logs
+
+from app.adapters import store as store_module
+from app.adapters import watcher as watcher_module
+from app.adapters.registry import AdapterStatus, Registry
+from app.adapters.validation import digest_of
+from app.adapters.version import AdapterVersion
+from app.adapters.watcher import FolderWatcher, look_at
+from app.errors import AdapterNotFound, AdapterRejected
+from app.settings import Settings
+from tests.adapter_files import write_lora, write_soft_prompt
+from tests.fake_engine import ARCHITECTURE, FakeEngine
+
+
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_sync", lambda path: None)
+    monkeypatch.setattr(watcher_module, "SETTLED_SECONDS", 0.1)
+    monkeypatch.setattr(watcher_module, "GONE_SECONDS", 0.2)
+    monkeypatch.setattr(watcher_module, "LOOK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(watcher_module, "RESCAN_SECONDS", 0.2)
+
+
+@pytest.fixture
+async def engine() -> FakeEngine:
+    engine = FakeEngine()
+    await engine.start()
+    return engine
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        adapter_store=tmp_path / "store",
+        adapter_dir=tmp_path / "adapters",
+        adapter_root=(tmp_path / "root",),
+    )
+
+
+@pytest.fixture
+def adapters(settings: Settings) -> Path:
+    """The watched folder."""
+    settings.adapter_dir.mkdir()
+    return settings.adapter_dir
+
+
+@pytest.fixture
+async def registry(engine: FakeEngine, settings: Settings) -> AsyncIterator[Registry]:
+    registry = Registry(engine, settings)
+    await registry.open()
+    yield registry
+    await registry.close()
+
+
+@asynccontextmanager
+async def watching(registry: Registry, settings: Settings) -> AsyncIterator[FolderWatcher]:
+    watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
+    running = asyncio.create_task(watcher.run())
+    try:
+        yield watcher
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+def _write(folder: Path, seed: int = 0) -> Path:
+    return write_lora(folder, ARCHITECTURE.modules, seed=seed)
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def _get(registry: Registry, name: str) -> AdapterStatus | None:
+    try:
+        return registry.get(name)
+    except AdapterNotFound:
+        return None
+
+
+def _live(registry: Registry, name: str) -> str | None:
+    status = _get(registry, name)
+    return None if status is None else status.live
+
+
+def _rejected(registry: Registry, name: str) -> str | None:
+    status = _get(registry, name)
+    return None if status is None else status.rejected
+
+
+async def _looked_at(watcher: FolderWatcher, times: int = 3) -> None:
+    """Wait until everything has been looked at, and nothing is left to do."""
+    looks = 0
+    scan = watcher._scan
+
+    async def count() -> None:
+        nonlocal looks
+        await scan()
+        looks = looks + 1 if not watcher._waiting and not watcher._acting else 0
+
+    watcher._scan = count  # type: ignore[method-assign]
+    await _until(lambda: looks >= times)
+    watcher._scan = scan  # type: ignore[method-assign]
+
+
+async def _changed_to(registry: Registry, name: str, before: str | None) -> str:
+    await _until(lambda: _live(registry, name) not in {None, before})
+    live = _live(registry, name)
+    assert live is not None
+    return live
+
+
+# What appears.
+
+
+async def test_what_is_there_at_the_start(
+    registry: Registry, settings: Settings, adapters: Path
+) -> None:
+    _write(adapters / "summary")
+    write_soft_prompt(adapters / "tone", 4, ARCHITECTURE.hidden_size)
+    async with watching(registry, settings):
+        await _until(lambda: _live(registry, "summary") and _live(registry, "tone"))
+    summary, tone = registry.list()
+    assert (summary.kind, tone.kind) == ("lora", "soft_prompt")
+    assert summary.versions[0].source == "adapter_dir"
+
+
+async def test_the_folder_comes_later(registry: Registry, settings: Settings) -> None:
+    async with watching(registry, settings) as watcher:
+        await _looked_at(watcher)
+        _write(settings.adapter_dir / "summary")
+        await _until(lambda: _live(registry, "summary"))
+
+
+async def test_moved_there(
+    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path
+) -> None:
+    async with watching(registry, settings) as watcher:
+        await _looked_at(watcher)
+        _write(tmp_path / "elsewhere").rename(adapters / "summary")
+        await _until(lambda: _live(registry, "summary"))
+
+
+async def test_written_under_another_name_first(
+    registry: Registry, settings: Settings, adapters: Path
+) -> None:
+    _write(adapters / "summary")
+    weights = adapters / "summary" / "adapter_model.safetensors"
+    partial = weights.rename(weights.with_name("adapter_model.safetensors.tmp"))
+    async with watching(registry, settings) as watcher:
+        await asyncio.sleep(0.3)
+        assert registry.list() == ()
+        assert watcher._waiting
+        partial.rename(weights)
+        await _until(lambda: _live(registry, "summary"))
+
+
+async def test_a_copy_that_takes_its_time(
+    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path
+) -> None:
+    whole = _write(tmp_path / "whole")
+    content = (whole / "adapter_model.safetensors").read_bytes()
+    async with watching(registry, settings):
+        (adapters / "summary").mkdir()
+        with (adapters / "summary" / "adapter_model.safetensors").open("wb") as copy:
+            for start in range(0, len(content), 200):
+                copy.write(content[start : start + 200])
+                copy.flush()
+                await asyncio.sleep(0.05)
+                assert registry.list() == ()
+        shutil.copy(whole / "adapter_config.json", adapters / "summary")
+        await _until(lambda: _live(registry, "summary"))
+
+
+async def test_a_copy_that_stopped(
+    registry: Registry,
+    settings: Settings,
+    adapters: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watcher_module, "STALLED_SECONDS", 0.3)
+    whole = _write(tmp_path / "whole")
+    content = (whole / "adapter_model.safetensors").read_bytes()
+    folder = adapters / "summary"
+    folder.mkdir()
+    async with watching(registry, settings):
+        (folder / "adapter_model.safetensors").write_bytes(content[:-1])
+        await _until(
+            lambda: (
+                _rejected(registry, "summary")
+                == "its folder has no adapter_config.json: copy it there"
+            )
+        )
+        shutil.copy(whole / "adapter_config.json", folder)
+        await _until(
+            lambda: (
+                _rejected(registry, "summary")
+                == "its adapter_model.safetensors is shorter than its header says: copy it again"
+            )
+        )
+        assert _live(registry, "summary") is None
+        (folder / "adapter_model.safetensors").write_bytes(content)
+        await _until(lambda: _live(registry, "summary"))
+        assert _rejected(registry, "summary") is None
+
+
+async def test_what_is_not_an_adapter_is_ignored(
+    registry: Registry, settings: Settings, adapters: Path
+) -> None:
+    (adapters / "README.md").write_text("Adapters go here.")
+    (adapters / "notes").mkdir()
+    (adapters / "notes" / "a.txt").write_text("")
+    _write(adapters / ".hidden")
+    _write(adapters / "not a name")
+    with capture_logs() as logs:
+        async with watching(registry, settings) as watcher:
+            await _looked_at(watcher)
+    assert registry.list() == ()
+    warnings = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert [entry["folder"] for entry in warnings] == ["not a name"]
+
+
+# What changes.
+
+
+async def test_changed(registry: Registry, settings: Settings, adapters: Path) -> None:
+    _write(adapters / "summary")
+    async with watching(registry, settings):
+        first = await _changed_to(registry, "summary", None)
+        _write(adapters / "summary", seed=1)
+        second = await _changed_to(registry, "summary", first)
+        assert [each.version.digest for each in registry.get("summary").versions] == [second, first]
+
+
+async def test_changed_to_what_is_invalid_and_back(
+    registry: Registry, settings: Settings, adapters: Path
+) -> None:
+    _write(adapters / "summary")
+    config = adapters / "summary" / "adapter_config.json"
+    content = config.read_text()
+    async with watching(registry, settings):
+        live = await _changed_to(registry, "summary", None)
+        config.write_text("{}")
+        await _until(lambda: _rejected(registry, "summary"))
+        assert _live(registry, "summary") == live
+        config.write_text(content)
+        await _until(lambda: _rejected(registry, "summary") is None)
+        assert _live(registry, "summary") == live
+
+
+async def test_invalid_from_the_start(
+    registry: Registry, settings: Settings, adapters: Path
+) -> None:
+    _write(adapters / "summary")
+    (adapters / "summary" / "adapter_config.json").write_text("{}")
+    async with watching(registry, settings):
+        await _until(registry.list)
+        (status,) = registry.list()
+        assert (status.kind, status.live, status.versions) == (None, None, ())
+        assert status.rejected
+        with pytest.raises(AdapterNotFound, match="summary is not served"):
+            async with registry.lease("summary"):
+                pass
+        shutil.rmtree(adapters / "summary")
+        await _until(lambda: registry.list() == ())
+
+
+async def test_the_engine_rejects_it(
+    registry: Registry,
+    engine: FakeEngine,
+    settings: Settings,
+    adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(adapter: object) -> None:
+        raise AdapterRejected("the engine says no")
+
+    _write(adapters / "summary")
+    async with watching(registry, settings):
+        live = await _changed_to(registry, "summary", None)
+        monkeypatch.setattr(engine, "load_adapter", refuse)
+        _write(adapters / "summary", seed=1)
+        await _until(lambda: _rejected(registry, "summary") == "the engine says no")
+        assert _live(registry, "summary") == live
+
+
+async def test_changed_while_it_is_read(
+    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read is neither published nor rejected; the next look decides."""
+    staged = registry.staged
+    seeds = iter([1, 2])
+
+    @asynccontextmanager
+    async def change_meanwhile(
+        stage: Callable[[Path, int], object], *, force: bool = False
+    ) -> AsyncIterator[tuple[Path, AdapterVersion]]:
+        async with staged(stage, force=force) as found:
+            if (seed := next(seeds, None)) is not None:
+                _write(adapters / "summary", seed)
+            if seed == 2:
+                raise AdapterRejected("it looked damaged")
+            yield found
+
+    monkeypatch.setattr(registry, "staged", change_meanwhile)
+    _write(adapters / "summary")
+    with capture_logs() as logs:
+        async with watching(registry, settings):
+            await _until(lambda: _live(registry, "summary"))
+    assert [entry for entry in logs if entry["log_level"] == "warning"] == []
+    status = registry.get("summary")
+    assert len(status.versions) == 1
+    assert status.rejected is None
+    assert status.live == digest_of(adapters / "summary")
+
+
+# What goes.
+
+
+async def test_removed_and_back(registry: Registry, settings: Settings, adapters: Path) -> None:
+    _write(adapters / "summary")
+    async with watching(registry, settings):
+        live = await _changed_to(registry, "summary", None)
+        async with registry.lease("summary"):
+            (adapters / "summary").rename(adapters / ".summary")
+            await _until(lambda: _live(registry, "summary") is None)
+        with pytest.raises(AdapterNotFound, match="its folder is gone"):
+            async with registry.lease("summary"):
+                pass
+        assert [each.version.digest for each in registry.get("summary").versions] == [live]
+        (adapters / ".summary").rename(adapters / "summary")
+        await _until(lambda: _live(registry, "summary") == live)
+
+
+async def test_removed_while_the_server_was_down(
+    registry: Registry, engine: FakeEngine, settings: Settings, adapters: Path
+) -> None:
+    _write(adapters / "summary")
+    async with watching(registry, settings):
+        await _until(lambda: _live(registry, "summary"))
+    shutil.rmtree(adapters / "summary")
+    assert _live(registry, "summary")
+    async with watching(registry, settings):
+        await _until(lambda: _live(registry, "summary") is None)
+
+
+async def test_replaced_without_a_gap(
+    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher_module, "GONE_SECONDS", 20)
+    _write(adapters / "summary")
+    async with watching(registry, settings) as watcher:
+        first = await _changed_to(registry, "summary", None)
+        shutil.rmtree(adapters / "summary")
+        await _until(lambda: "summary" in watcher._waiting)
+        await asyncio.sleep(0.2)
+        assert _live(registry, "summary") == first
+        _write(adapters / "summary", seed=1)
+        await _until(lambda: _live(registry, "summary") != first)
+        assert _live(registry, "summary") is not None
+
+
+async def test_what_an_operator_published_outlasts_the_folder(
+    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path
+) -> None:
+    _write(adapters / "other")
+    _write(adapters / "same")
+    before = await registry.add_folder("before", _write(tmp_path / "before"), "put")
+    async with watching(registry, settings):
+        await _until(lambda: _live(registry, "other") and _live(registry, "same"))
+        other = await registry.add_folder("other", _write(tmp_path / "put", seed=1), "put")
+        same = await registry.add_folder("same", adapters / "same", "put")
+        shutil.copytree(tmp_path / "before", adapters / "before")
+        await _until(lambda: len(registry.watched()) == 3)
+        for name in ("before", "other", "same"):
+            shutil.rmtree(adapters / name)
+        await _until(lambda: not registry.watched())
+    assert list(registry.list()) == [before, other, same]
+
+
+async def test_a_missing_folder_retires_nothing(
+    registry: Registry, settings: Settings, adapters: Path
+) -> None:
+    _write(adapters / "summary")
+    async with watching(registry, settings) as watcher:
+        live = await _changed_to(registry, "summary", None)
+        shutil.move(adapters, adapters.with_name("unmounted"))
+        await _looked_at(watcher)
+        assert _live(registry, "summary") == live
+        shutil.move(adapters.with_name("unmounted"), adapters)
+        await _looked_at(watcher)
+        _write(adapters / "summary", seed=1)
+        await _changed_to(registry, "summary", live)
+
+
+# What an operator does stays, until the folder's content changes.
+
+
+@pytest.mark.parametrize("touched", [False, True])
+async def test_a_restart_keeps_what_an_operator_did(
+    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path, touched: bool
+) -> None:
+    names = ("rolled-back", "removed", "put")
+    for name in names:
+        _write(adapters / name)
+    async with watching(registry, settings):
+        await _until(lambda: all(_live(registry, name) for name in names))
+        first = _live(registry, "rolled-back")
+        _write(adapters / "rolled-back", seed=1)
+        await _changed_to(registry, "rolled-back", first)
+    await registry.rollback("rolled-back")
+    await registry.remove("removed")
+    put = await registry.add_folder("put", _write(tmp_path / "put", seed=2), "put")
+    await registry.close()
+    if touched:
+        for name in names:
+            os.utime(adapters / name / "adapter_config.json")
+    again = Registry(registry._engine, settings)
+    registry._engine.loaded.clear()  # type: ignore[attr-defined]
+    await again.open()
+    async with watching(again, settings) as watcher:
+        await _looked_at(watcher)
+        assert _live(again, "rolled-back") == first
+        assert _get(again, "removed") is None
+        assert _live(again, "put") == put.live
+        for name in names:
+            _write(adapters / name, seed=3)
+        await _until(lambda: len({_live(again, name) for name in names}) == 1)
+        assert _live(again, "removed") == digest_of(adapters / "removed")
+    await again.close()
+
+
+async def test_what_was_damaged_in_the_store_is_published_again(
+    registry: Registry, engine: FakeEngine, settings: Settings, adapters: Path
+) -> None:
+    _write(adapters / "summary")
+    async with watching(registry, settings):
+        live = await _changed_to(registry, "summary", None)
+    await registry.close()
+    (registry._store.folder(live) / "adapter_config.json").unlink()
+    engine.loaded.clear()
+    again = Registry(engine, settings)
+    await again.open()
+    assert _live(again, "summary") is None
+    async with watching(again, settings):
+        await _until(lambda: _live(again, "summary") == live)
+    assert _rejected(again, "summary") is None
+    await again.close()
+
+
+# Links.
+
+
+async def test_links(
+    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path
+) -> None:
+    _write(tmp_path / "root" / "inside")
+    _write(tmp_path / "elsewhere" / "outside")
+    (adapters / "inside").symlink_to(tmp_path / "root" / "inside")
+    (adapters / "outside").symlink_to(tmp_path / "elsewhere" / "outside")
+    (adapters / "nowhere").symlink_to(tmp_path / "nowhere")
+    async with watching(registry, settings):
+        await _until(lambda: len(registry.list()) == 2)
+        inside, outside = registry.list()
+        assert inside.live
+        assert outside.rejected == (
+            "its folder is a link that leads outside: link to a folder below --adapter-dir or an "
+            "--adapter-root"
+        )
+        # No event tells of what changes there.
+        _write(tmp_path / "root" / "inside", seed=1)
+        await _changed_to(registry, "inside", inside.live)
+        _write(tmp_path / "root" / "other", seed=2)
+        (adapters / "outside").unlink()
+        (adapters / "outside").symlink_to(tmp_path / "root" / "other")
+        await _until(lambda: _live(registry, "outside"))
+
+
+# What fails.
+
+
+async def test_a_failure_of_one_harms_no_other(
+    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = registry.publish
+
+    async def fail(name: str, *arguments: object, **more: object) -> AdapterStatus:
+        if name == "bad":
+            raise RuntimeError("a bug")
+        return await publish(name, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(registry, "publish", fail)
+    monkeypatch.setattr(watcher_module, "RETRY_SECONDS", 0.1)
+    _write(adapters / "bad")
+    with capture_logs() as logs:
+        async with watching(registry, settings):
+            await _until(lambda: any(entry.get("exc_info") for entry in logs))
+            _write(adapters / "good")
+            await _until(lambda: _live(registry, "good"))
+            monkeypatch.setattr(registry, "publish", publish)
+            await _until(lambda: _live(registry, "bad"))
+
+
+async def test_a_look_that_fails_is_tried_again(
+    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(watcher_module, "RETRY_SECONDS", 0.05)
+    _write(adapters / "summary")
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(watcher_module, "look_around", fail)
+        async with watching(registry, settings):
+            await _until(lambda: len(logs) > 1)
+            patch.undo()
+            await _until(lambda: _live(registry, "summary"))
+
+
+async def test_without_events(
+    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise OSError("inotify watch limit reached")
+
+    monkeypatch.setattr(watchfiles, "awatch", fail)
+    async with watching(registry, settings) as watcher:
+        await _looked_at(watcher)
+        _write(adapters / "summary")
+        await _until(lambda: _live(registry, "summary"))
+
+
+# The completeness of a file, by its size alone.
+
+
+def _missing(folder: Path, content: bytes) -> str | None:
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    return look_at(folder, [], None).missing
+
+
+def test_complete(tmp_path: Path) -> None:
+    _write(tmp_path)
+    content = (tmp_path / "adapter_model.safetensors").read_bytes()
+    assert _missing(tmp_path, content) is None
+    for size in (0, 7, 8, 9, 200, len(content) - 1):
+        assert _missing(tmp_path, content[:size]) is not None
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"1", b"{", b'{"a": 1}', b'{"a": {"data_offsets": 1}}', b"\xff", b"null"]
+)
+def test_what_makes_no_sense_is_for_validation(tmp_path: Path, header: bytes) -> None:
+    _write(tmp_path)
+    assert _missing(tmp_path, len(header).to_bytes(8, "little") + header) is None
+    assert _missing(tmp_path, b"\xff" * 100) is None
