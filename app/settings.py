@@ -103,6 +103,7 @@ class Settings(Limits, BaseSettings):
     )
     admin_key: SecretStr | None = Field(
         None,
+        min_length=1,
         description="The key for changing adapters; without it, only this machine may.",
     )
     cache_dir: Path = Field(

@@ -99,6 +99,15 @@ class Server:
     process_id: int
     start_seconds: float
 
+    def resident_mib(self) -> dict[str, float]:
+        """MiB in memory, shared pages included, of the process that answers HTTP and the engine."""
+        mib = {
+            stat.process_id: stat.resident_bytes / 2**20 for stat in _group_stats(self.process_id)
+        }
+        serving = mib.pop(self.process_id, 0.0)
+        # The others are helpers of Python's multiprocessing.
+        return {"serving": serving, "engine": max(mib.values(), default=0.0)}
+
     def cpu_seconds(self) -> "CPUSeconds":
         """What the group has used so far."""
         used = {stat.process_id: stat.cpu_seconds for stat in _group_stats(self.process_id)}
@@ -130,11 +139,16 @@ def running(kind: ServerKind, environment: dict[str, str]) -> Iterator[Server]:
         ServerFailed: it ended early or took too long.
     """
     port = free_port()
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as own:
+        # Adapters of its own, so that nobody's are loaded or changed.
+        places = {
+            "SOFTSERVE_ADAPTER_STORE": f"{own}/store",
+            "SOFTSERVE_ADAPTER_DIR": f"{own}/adapters",
+        }
         started = time.perf_counter()
         process = subprocess.Popen(
             kind.command(port),
-            env=os.environ | environment,
+            env=os.environ | places | environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -203,6 +217,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 class _ProcessStat:
     process_id: int
     cpu_seconds: float
+    resident_bytes: int
 
 
 def _group_stats(group_id: int) -> Iterator[_ProcessStat]:
@@ -214,4 +229,6 @@ def _group_stats(group_id: int) -> Iterator[_ProcessStat]:
             fields = file.read_text().rpartition(")")[2].split()
             if int(fields[2]) == group_id:
                 ticks = int(fields[11]) + int(fields[12])
-                yield _ProcessStat(int(file.parent.name), ticks / ticks_per_second)
+                resident_bytes = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+                process_id = int(file.parent.name)
+                yield _ProcessStat(process_id, ticks / ticks_per_second, resident_bytes)

@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from app.engine.environment import loads_plugin
 from app.engine.protocol import Architecture, ModuleShape
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
     from vllm.config import ModelConfig, VllmConfig
+
+NO_PLUGIN = "VLLM_PLUGINS leaves softserve out: add it, or unset the variable"
 
 
 def describe_architecture(
@@ -54,6 +57,8 @@ def _why_no_loras(config: "VllmConfig", settings: Settings) -> str | None:
         return None
     if settings.max_loras == 0:
         return "this server runs without LoRAs: start it with --max-loras above 0"
+    if not loads_plugin():
+        return NO_PLUGIN
     return f"vLLM runs no LoRA on {config.model_config.architecture}: use a soft prompt"
 
 
@@ -66,6 +71,8 @@ def _why_no_soft_prompts(
 
     if settings.max_virtual_tokens == 0:
         return "this server runs without soft prompts: start it with --max-virtual-tokens above 0"
+    if not loads_plugin():
+        return NO_PLUGIN
     if get_model_cls(config).__module__ != soft_prompt_models.__name__:
         return f"vLLM's {config.architecture} takes no embeddings in place of tokens: use a LoRA"
     width = config.get_inputs_embeds_size()

@@ -10,6 +10,9 @@ from pathlib import Path
 from app.engine.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE
 from app.settings import Settings
 
+# The entry point in pyproject.toml.
+PLUGIN = "softserve"
+
 
 def prepare_environment(settings: Settings) -> None:
     """Set what must be in place before `import vllm` and before its processes start."""
@@ -30,6 +33,12 @@ def prepare_environment(settings: Settings) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ[MAX_VIRTUAL_TOKENS_VARIABLE] = str(settings.max_virtual_tokens)
+
+
+def loads_plugin() -> bool:
+    """Whether vLLM loads softserve's plugin: an operator's VLLM_PLUGINS may leave it out."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    return allowed is None or PLUGIN in allowed.split(",")
 
 
 def prepare_cpu_environment(*, eager: bool) -> None:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from app.engine.architecture import describe_architecture
 from app.engine.arguments import parse_engine_arguments
-from app.engine.environment import prepare_cpu_environment, prepare_environment
+from app.engine.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.engine.loras import LoRAs, engine_rank
 from app.engine.model import check_model_folder, find_model
 from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt
@@ -282,7 +282,8 @@ def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str
         # Compiling gains 12 % on a CPU and makes the start 80 s longer.
         "enforce_eager": on_cpu,
     }
-    if settings.max_loras:
+    # Without the plugin, vLLM's LoRAs on a CPU answer base requests wrongly.
+    if settings.max_loras and loads_plugin():
         arguments |= {
             "enable_lora": True,
             "max_loras": settings.max_loras,

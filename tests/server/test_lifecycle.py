@@ -6,11 +6,18 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import cycle
+from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.adapter_files import write_lora, write_soft_prompt
+from tests.server.peft_reference import HIDDEN_SIZE, SMOLLM2_MODULES
 from tests.server.process import ServerProcess, running
-from tests.server.requests import OpenStream
+from tests.server.requests import OpenStream, add_adapter, generate
 
 LONG = {"prompt": "Once upon a time", "max_new_tokens": 4000, "ignore_eos": True}
 PLENTY_SECONDS = 60.0
@@ -119,13 +126,61 @@ def test_a_signal_while_loading_ends_the_start() -> None:
         assert server.group() == []
 
 
-@pytest.mark.parametrize("with_plugin", [True, False])
-def test_a_killed_server_leaves_no_engine(
-    monkeypatch: pytest.MonkeyPatch, with_plugin: bool
-) -> None:
-    """Without softserve's plugin vLLM leaves its engine behind: if not, the plugin can go."""
-    if not with_plugin:
-        monkeypatch.setenv("VLLM_PLUGINS", "")
+def test_a_killed_server_leaves_its_adapters_and_no_engine(tmp_path: Path) -> None:
+    """Killed while an adapter is replaced: one of its versions is live, all else as it was."""
+    loras = [write_lora(tmp_path / str(seed), SMOLLM2_MODULES, seed=seed) for seed in range(2)]
+    prompt = write_soft_prompt(tmp_path / "prompt", 8, HIDDEN_SIZE, scale=1.0)
+    question = {"prompt": "Once upon a time", "max_new_tokens": 8}
+    question |= {"adapter": "kept", "soft_prompt": "prompt"}
+    with running(folder=tmp_path) as server, ThreadPoolExecutor() as executor:
+        server.wait_until_ready()
+        with server.client() as client:
+            add_adapter(client, "kept", loras[0])
+            add_adapter(client, "prompt", prompt)
+            before = generate(client, **question)
+            replacing = executor.submit(keep_replacing, server, loras)
+            time.sleep(1.0)
+
+            server.send(signal.SIGKILL)
+
+            server.process.wait()
+            wait_until(lambda: server.group() == [], PLENTY_SECONDS)
+            versions = replacing.result()
+
+    with running(folder=tmp_path) as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            after = generate(client, **question)
+            replaced = client.get("/adapters/replaced").json()
+
+            assert after["completions"] == before["completions"]
+            assert [after[field] for field in ("adapter", "soft_prompt")] == [
+                before[field] for field in ("adapter", "soft_prompt")
+            ]
+            assert replaced["live"] in versions
+            assert ask_version(client, "replaced") == replaced["live"]
+
+
+def keep_replacing(server: ServerProcess, folders: list[Path]) -> set[str]:
+    """Replace an adapter until the server is gone; the versions that were live."""
+    versions = set()
+    with server.client() as client, suppress(httpx.TransportError):
+        for folder in cycle(folders):
+            versions.add(add_adapter(client, "replaced", folder))
+    assert len(versions) == len(folders), "it was killed too early"
+    return versions
+
+
+def ask_version(client: httpx.Client, name: str) -> str:
+    version: str = generate(client, prompt="Hi", max_new_tokens=1, adapter=name)["adapter"][
+        "version"
+    ]
+    return version
+
+
+def test_vllm_alone_leaves_its_engine_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, vLLM is cured, and app/engine/plugin/lifetime.py can go."""
+    monkeypatch.setenv("VLLM_PLUGINS", "")
     with running() as server:
         server.wait_until_ready()
         engine = server.engine_process()
@@ -133,8 +188,5 @@ def test_a_killed_server_leaves_no_engine(
         server.send(signal.SIGKILL)
         server.process.wait()
 
-        if with_plugin:
-            wait_until(lambda: server.group() == [], PLENTY_SECONDS)
-        else:
-            with pytest.raises(TimeoutError):
-                wait_until(lambda: engine not in server.group(), LONG_ENOUGH_SECONDS)
+        with pytest.raises(TimeoutError):
+            wait_until(lambda: engine not in server.group(), LONG_ENOUGH_SECONDS)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.engine import environment
-from app.engine.environment import prepare_cpu_environment, prepare_environment
+from app.engine.environment import loads_plugin, prepare_cpu_environment, prepare_environment
+from app.engine.vllm import engine_arguments
 from app.settings import Settings
 
 
@@ -24,6 +25,19 @@ def test_defaults(variables: dict[str, str], tmp_path: Path) -> None:
     assert variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0"
     assert variables["VLLM_CACHE_ROOT"] == str(tmp_path / "vllm")
     assert variables["VLLM_LOGGING_LEVEL"] == "ERROR"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "loads"),
+    [(None, True), ("", False), ("other", False), ("other,softserve", True)],
+)
+def test_whether_the_plugin_is_loaded(
+    variables: dict[str, str], allowed: str | None, loads: bool
+) -> None:
+    if allowed is not None:
+        variables["VLLM_PLUGINS"] = allowed
+    assert loads_plugin() is loads
+    assert ("enable_lora" in engine_arguments(Path("model"), Settings(), on_cpu=True)) is loads
 
 
 def test_debugging_shows_the_engines_log(variables: dict[str, str]) -> None:

@@ -1,0 +1,333 @@
+"""What adapters cost: soft prompts, replacing an adapter, many in one batch, a thousand registered.
+
+    .venv/bin/python -m loadtest.adapters --help
+
+Each command prints ratios of one run. What is compared takes turns (A B, B A, ...), so that what
+drifts on the machine meets both alike. The adapters are made for the run, with random weights.
+"""
+
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
+from app.engine.model import find_model
+from app.settings import Settings
+from loadtest.clients import stream_all
+from loadtest.measurements import Measurement, pool
+from loadtest.prompts import Tokenize, make_prompts, tokenizer_of
+from loadtest.random_adapters import make_loras, make_soft_prompts
+from loadtest.servers import HOST, SOFTSERVE, Server, running
+
+Bodies = list[bytes]
+Results = dict[str, list[Measurement]]
+NUM_VIRTUAL_TOKENS = 20
+RANK = 8
+Rounds = Annotated[int, typer.Option(min=1, help="How often each is measured.")]
+
+cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class Bench:
+    """The model, a folder for adapters, and what is shown meanwhile."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        _, self.model = find_model(Settings())
+        self.tokenize: Tokenize = tokenizer_of(self.model)
+        self.folder = folder
+        self.progress = progress
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False)
+
+    @contextmanager
+    def server(self, **settings: object) -> Iterator[Server]:
+        """A server with these settings."""
+        environment = {f"SOFTSERVE_{name.upper()}": str(each) for name, each in settings.items()}
+        shown = ", ".join(f"{name} {each}" for name, each in settings.items())
+        self.say(f"starting a server{shown and ' with '}{shown}")
+        with running(SOFTSERVE, environment) as server:
+            self.say(f"ready after {server.start_seconds:.0f} s")
+            yield server
+
+    def measure(self, name: str, server: Server, bodies: Bodies, num_clients: int) -> Measurement:
+        """Stream every body, `num_clients` at a time."""
+        task = self.progress.add_task(name, total=len(bodies))
+        before = server.cpu_seconds()
+        answers = stream_all(server, bodies, num_clients, lambda: self.progress.advance(task))
+        self.progress.remove_task(task)
+        return Measurement.of(name, answers, server.cpu_seconds() - before)
+
+    def measure_in_turns(
+        self, server: Server, loads: dict[str, list[Bodies]], num_clients: int
+    ) -> Results:
+        """The bodies of each round of every load; the first round only warms up."""
+        results: Results = {name: [] for name in loads}
+        num_rounds = min(map(len, loads.values()))
+        for index in range(num_rounds):
+            for name in list(loads)[:: 1 if index % 2 else -1]:
+                measurement = self.measure(name, server, loads[name][index], num_clients)
+                if index:
+                    results[name].append(measurement)
+        return results
+
+
+@contextmanager
+def bench() -> Iterator[Bench]:
+    progress = Progress(
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        # Refreshing is work for the cores that the engine runs on.
+        refresh_per_second=1,
+        transient=True,
+    )
+    with tempfile.TemporaryDirectory() as folder, progress:
+        yield Bench(Path(folder), progress)
+
+
+@cli.command()
+def soft_prompt(rounds: Rounds = 5, clients: int = 64, new_tokens: int = 32) -> None:
+    """A soft prompt of 20 virtual tokens, against a plain request of equal total length."""
+    with bench() as this, this.server() as server:
+        (folder,) = make_soft_prompts(this.model, this.folder, 1, NUM_VIRTUAL_TOKENS)
+        add(server, "prompt", folder)
+        for num_tokens, is_cached in ((3400, True), (64, False)):
+            loads = {
+                "plain": plain_bodies(
+                    this, rounds, clients, num_tokens + NUM_VIRTUAL_TOKENS, new_tokens, is_cached
+                ),
+                "soft prompt": plain_bodies(
+                    this, rounds, clients, num_tokens, new_tokens, is_cached, soft_prompt="prompt"
+                ),
+            }
+            results = this.measure_in_turns(server, loads, clients)
+            what = "prefix-cached " if is_cached else ""
+            print_results(
+                f"{clients} at once, a {what}prompt of {num_tokens:,} tokens, {new_tokens} new",
+                results,
+                against="plain",
+            )
+
+
+def plain_bodies(
+    this: Bench,
+    num_rounds: int,
+    num_requests: int,
+    num_tokens: int,
+    num_new_tokens: int,
+    is_cached: bool,
+    **fields: str,
+) -> list[Bodies]:
+    """For each round, and one to warm up: requests with the same prompt, or with their own."""
+    if is_cached:
+        (prompt,) = make_prompts(1, num_tokens, this.tokenize, seed=0)
+        prompts = [[prompt] * num_requests] * (num_rounds + 1)
+    else:
+        prompts = [
+            make_prompts(num_requests, num_tokens, this.tokenize, seed)
+            for seed in range(num_rounds + 1)
+        ]
+    return [[body(each, num_new_tokens, **fields) for each in batch] for batch in prompts]
+
+
+@cli.command()
+def without_soft_prompts(rounds: Rounds = 4, clients: int = 32, requests: int = 96) -> None:
+    """Requests without a soft prompt, against a server with soft prompts turned off."""
+    on, off = {"max_virtual_tokens": 256}, {"max_virtual_tokens": 0}
+    with bench() as this:
+        prompts = make_prompts(requests, 64, this.tokenize, seed=0)
+        bodies = [body(prompt, 64) for prompt in prompts]
+        results: Results = {"off": [], "on": []}
+        for turn in (off, on, on, off):
+            name = "on" if turn is on else "off"
+            with this.server(**turn) as server:
+                measured = this.measure_in_turns(
+                    server, {name: [bodies] * (rounds // 2 + 1)}, clients
+                )
+            results[name] += measured[name]
+    print_results(f"{clients} clients, 64 tokens in, 64 out", results, against="off")
+
+
+@cli.command()
+def swap(swaps: Annotated[int, typer.Option(min=2)] = 20, clients: int = 8) -> None:
+    """Replace an adapter of rank 8: how soon the new one answers, and what others notice."""
+    with bench() as this, this.server() as server:
+        folders = cycle(make_loras(this.model, this.folder, 2, RANK))
+        alone = [swap_and_ask(server, next(folders)) for _ in range(swaps)]
+        prompts = make_prompts(16 * clients, 64, this.tokenize, seed=0)
+        bodies = [body(prompt, 64, adapter="swapped") for prompt in prompts]
+        this.measure("warming up", server, bodies[:clients], clients)
+        results: Results = {"without": [], "with swaps": []}
+        loaded: list[float] = []
+        for index in range(4):
+            if index in (0, 3):
+                results["without"].append(this.measure("without", server, bodies, clients))
+            else:
+                with swapping(server, folders, loaded):
+                    results["with swaps"].append(
+                        this.measure("with swaps", server, bodies, clients)
+                    )
+    for where, seconds in (("an idle server", alone), (f"{clients} streams", loaded)):
+        typer.echo(
+            f"replaced beside {where}: from the PUT to the first token "
+            f"{statistics.median(seconds) * 1000:.0f} ms (median), {max(seconds) * 1000:.0f} ms "
+            f"(slowest of {len(seconds)})"
+        )
+    print_results(f"{clients} streams", results, against="without")
+
+
+@contextmanager
+def swapping(server: Server, folders: Iterator[Path], seconds: list[float]) -> Iterator[None]:
+    """Replace the adapter once a second meanwhile."""
+    over = threading.Event()
+
+    def keep_swapping() -> None:
+        while not over.wait(1.0):
+            seconds.append(swap_and_ask(server, next(folders)))
+
+    thread = threading.Thread(target=keep_swapping)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def swap_and_ask(server: Server, folder: Path) -> float:
+    """Seconds from the first byte of a PUT to the first token of the version that it brings."""
+    started = time.perf_counter()
+    live = add(server, "swapped", folder)
+    with client_of(server) as client:
+        answer = client.post(
+            "/generate", json={"prompt": "Hi", "adapter": "swapped", "max_new_tokens": 1}
+        ).json()
+    assert answer["adapter"]["version"] == live
+    return time.perf_counter() - started
+
+
+@cli.command()
+def mixed(
+    rounds: Rounds = 4,
+    clients: int = 64,
+    requests: int = 128,
+    max_loras: int = 64,
+    counts: str = "1,8,64",
+) -> None:
+    """Base requests, 1, 8 and 64 LoRAs of rank 8 in one load, against a server without LoRAs."""
+    with bench() as this:
+        prompts = make_prompts(requests, 64, this.tokenize, seed=0)
+        off = [body(prompt, 64) for prompt in prompts]
+        loads: dict[str, Bodies] = {"base, LoRAs on": off}
+        for count in map(int, counts.split(",")):
+            names = cycle(f"lora-{index}" for index in range(count))
+            loads[f"{count} mixed"] = [body(prompt, 64, adapter=next(names)) for prompt in prompts]
+        folders = make_loras(this.model, this.folder, max(map(int, counts.split(","))), RANK)
+        results: Results = {"LoRAs off": []}
+        for is_on in (False, True, True, False):
+            with this.server(max_loras=max_loras if is_on else 0) as server:
+                turn = loads if is_on else {"LoRAs off": off}
+                if is_on:
+                    for folder in folders:
+                        add(server, folder.name, folder)
+                repeated = {name: [bodies] * (rounds // 2 + 1) for name, bodies in turn.items()}
+                for name, measurements in this.measure_in_turns(server, repeated, clients).items():
+                    results.setdefault(name, []).extend(measurements)
+    print_results(f"{clients} clients, 64 tokens in, 64 out", results, against="LoRAs off")
+
+
+@cli.command()
+def thousand(count: int = 1000, rank: int = 4) -> None:
+    """Many registered adapters: the start, the memory, and a request to each of them."""
+    with bench() as this:
+        store, source = this.folder / "store", this.folder / "made"
+        source.mkdir()
+        places = {"adapter_store": store, "adapter_root": source}
+        with this.server(**places) as server:
+            empty = server.start_seconds, server.resident_mib()
+        folders = make_loras(this.model, source, count, rank)
+        with this.server(**places) as server:
+            task = this.progress.add_task("adding", total=count)
+            started = time.perf_counter()
+            for folder in folders:
+                add(server, folder.name, folder)
+                this.progress.advance(task)
+            adding = time.perf_counter() - started
+        with this.server(**places) as server:
+            full = server.start_seconds, server.resident_mib()
+            bodies = [body("Hi", 1, adapter=folder.name) for folder in folders]
+            cold = this.measure("one request to each", server, bodies, 1)
+            used = server.resident_mib()
+        size = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
+    typer.echo(f"{count:,} LoRAs of rank {rank} ({size >> 20:,} MiB), added in {adding:.1f} s")
+    typer.echo(f"start: {empty[0]:.1f} s with none, {full[0]:.1f} s with {count:,}")
+    for name in empty[1]:
+        typer.echo(
+            f"memory of the {name} process: {empty[1][name]:.0f} MiB with none, "
+            f"{full[1][name]:.0f} MiB with {count:,}, {used[name]:.0f} MiB after a request to each"
+        )
+    typer.echo(
+        f"a request that loads its adapter first: {cold.ttft.p50_ms:.0f} ms to the first token "
+        f"(median), {cold.ttft.p99_ms:.0f} ms (p99)"
+    )
+
+
+def body(prompt: str, num_new_tokens: int, **fields: str) -> bytes:
+    """A greedy stream of exactly so many tokens."""
+    asked: dict[str, Any] = {"prompt": prompt, "max_new_tokens": num_new_tokens}
+    return json.dumps(asked | {"ignore_eos": True, "stream": True} | fields).encode()
+
+
+def client_of(server: Server) -> httpx.Client:
+    return httpx.Client(base_url=f"http://{HOST}:{server.port}", trust_env=False, timeout=300.0)
+
+
+def add(server: Server, name: str, folder: Path) -> str:
+    """Upload an adapter; its live version."""
+    files = [("file", (file, (folder / file).read_bytes())) for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    with client_of(server) as client:
+        live: str = client.put(f"/adapters/{name}", files=files).raise_for_status().json()["live"]
+    return live
+
+
+def print_results(title: str, results: Results, against: str) -> None:
+    """A row a load, and its ratios to the one named: above 1 is worse, but for tokens/s."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("load", no_wrap=True)
+    for name in ("tokens/s", "TTFT p50", "ITL p50", "ITL p99 ms", "time", "of runs", "ITL p99"):
+        table.add_column(name, justify="right", no_wrap=True)
+    base = pool(results[against])
+    for name, measurements in results.items():
+        whole = pool(measurements)
+        ratios = [
+            each.seconds / other.seconds
+            for each, other in zip(measurements, results[against], strict=True)
+        ]
+        table.add_row(
+            name,
+            f"{whole.tokens_per_second:.1f}",
+            *(f"{ms:.1f}" for ms in (whole.ttft.p50_ms, whole.itl.p50_ms, whole.itl.p99_ms)),
+            f"{whole.seconds / base.seconds:.3f}x",
+            f"{min(ratios):.2f}-{max(ratios):.2f}",
+            f"{whole.itl.p99_ms / base.itl.p99_ms:.2f}x",
+        )
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    cli()
