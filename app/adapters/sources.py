@@ -77,7 +77,6 @@ def fetch_hub(repository: HubRepository, into: Path, max_bytes: int) -> str:
         AdapterTooLarge: the files are over the limit; nothing was downloaded.
         AdapterRejected: the hub does not have it, does not give it, or cannot be reached.
     """
-    from httpx import HTTPError
     from huggingface_hub import model_info, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -85,6 +84,9 @@ def fetch_hub(repository: HubRepository, into: Path, max_bytes: int) -> str:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+
+    # Which httpx the hub's library is built on changes with its version.
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     repo_id, revision = repository.repo_id, repository.revision
     try:
@@ -108,7 +110,7 @@ def fetch_hub(repository: HubRepository, into: Path, max_bytes: int) -> str:
         raise _rejected(
             f"the hub's {repo_id} has no revision {revision}: check it", param="revision"
         ) from error
-    except (HTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError) as error:
         raise _rejected(
             f"{repo_id} is not a folder that this server may read, and the hub cannot be reached "
             "to look for it: check source and the server's network, or add the files themselves"

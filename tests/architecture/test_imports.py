@@ -31,7 +31,7 @@ LIBRARIES = {
     "transformers": {"app.engine"},
     "prometheus_client": {"app.metrics", "app.http"},
     "typer": {"app.cli", "app.adapter_cli", "app.terminal"},
-    "httpx": {"app.client", "app.adapters.sources"},
+    "httpx": {"app.client"},
     "safetensors": {"app.engine", "app.adapters.validation"},
     "huggingface_hub": {"app.engine", "app.adapters.sources"},
     "watchfiles": {"app.adapters.watcher"},

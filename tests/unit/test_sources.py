@@ -1,11 +1,19 @@
-"""Only permitted folders are read, and the hub's failures each get a sentence. No network here."""
+"""Only permitted folders are read, and the hub's failures each get a sentence.
 
-from collections.abc import Callable
+There is no network here, but a hub of two files on the loopback address.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import (
@@ -15,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from app.adapters.sources import (
     HubRepository,
@@ -204,3 +213,90 @@ def test_what_the_hub_refuses(hub: Hub, error: Exception, sentence: str) -> None
     refusal = _hub_refusal("v9")
     assert sentence in refusal.message
     assert refusal.param == ("revision" if "revision" in sentence else "source")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUB_FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "x.bin": b"no"}
+FETCH = """
+import sys
+from pathlib import Path
+from app.adapters.sources import HubRepository, fetch_hub
+from app.errors import AdapterRejected
+try:
+    print(fetch_hub(HubRepository("org/name"), Path(sys.argv[1]), 1000))
+except AdapterRejected as error:
+    print(error.message)
+"""
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as its library asks of for a public repository."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        name = path.removeprefix(f"/org/name/resolve/{COMMIT}/")
+        if path == f"/api/models/org/name/tree/{COMMIT}":
+            tree = [
+                {"type": "file", "path": file, "size": len(HUB_FILES[file]), "oid": file}
+                for file in HUB_FILES
+            ]
+            self._send(json.dumps(tree).encode(), "application/json")
+        elif path == "/api/models/org/name":
+            siblings = [{"rfilename": file, "size": len(HUB_FILES[file])} for file in HUB_FILES]
+            info = {"id": "org/name", "sha": COMMIT, "siblings": siblings, "tags": []}
+            self._send(json.dumps(info).encode(), "application/json")
+        elif name in HUB_FILES:
+            self._send(HUB_FILES[name], "application/octet-stream")
+        else:
+            self.send_error(404)
+
+    def _send(self, body: bytes, media_type: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", media_type)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("x-repo-commit", COMMIT)
+        self.send_header("etag", f'"{hash(body)}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub_url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def _fetch(url: str, into: Path) -> str:
+    """What a process says whose hub is at `url`: the hub's library reads it when it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH, str(into)],
+        env=os.environ | {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_real_files_are_fetched(hub_url: str, tmp_path: Path) -> None:
+    assert _fetch(hub_url, tmp_path) == f"org/name@{COMMIT}"
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_bytes() == HUB_FILES[name]
+    assert not (tmp_path / "x.bin").exists()
+
+
+def test_no_hub_at_all(tmp_path: Path) -> None:
+    # Nothing listens there.
+    assert "the hub cannot be reached" in _fetch("http://127.0.0.1:9", tmp_path)
