@@ -7,6 +7,7 @@ drifts on the machine meets both alike. The adapters are made for the run, with 
 """
 
 import json
+import signal
 import statistics
 import tempfile
 import threading
@@ -36,6 +37,7 @@ from loadtest.servers import HOST, SOFTSERVE, Server, running
 Bodies = list[bytes]
 Results = dict[str, list[Measurement]]
 NUM_VIRTUAL_TOKENS = 20
+PIPE_WIDTH = 120
 RANK = 8
 Rounds = Annotated[int, typer.Option(min=1, help="How often each is measured.")]
 
@@ -96,6 +98,8 @@ def bench() -> Iterator[Bench]:
         refresh_per_second=1,
         transient=True,
     )
+    # Terminated, it ends its server as it does when it is interrupted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder, progress:
         yield Bench(Path(folder), progress)
 
@@ -229,7 +233,10 @@ def mixed(
     max_loras: int = 64,
     counts: str = "1,8,64",
 ) -> None:
-    """Base requests, 1, 8 and 64 LoRAs of rank 8 in one load, against a server without LoRAs."""
+    """Base requests, then 1, 8 and 64 LoRAs of rank 8 in one load, against a server without LoRAs.
+
+    Above `--max-loras` different ones, a batch waits for a place.
+    """
     with bench() as this:
         prompts = make_prompts(requests, 64, this.tokenize, seed=0)
         off = [body(prompt, 64) for prompt in prompts]
@@ -309,7 +316,7 @@ def print_results(title: str, results: Results, against: str) -> None:
     """A row a load, and its ratios to the one named: above 1 is worse, but for tokens/s."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("load", no_wrap=True)
-    for name in ("tokens/s", "TTFT p50", "ITL p50", "ITL p99 ms", "time", "of runs", "ITL p99"):
+    for name in ("tokens/s", "TTFT p50", "ITL p50", "p99 ms", "time", "each run", "ITL p99"):
         table.add_column(name, justify="right", no_wrap=True)
     base = pool(results[against])
     for name, measurements in results.items():
@@ -326,7 +333,10 @@ def print_results(title: str, results: Results, against: str) -> None:
             f"{min(ratios):.2f}-{max(ratios):.2f}",
             f"{whole.itl.p99_ms / base.itl.p99_ms:.2f}x",
         )
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _outcome_of(status: int | None) -> Outcome:
 class BodyLimit:
     """Refuse a body over the limit, by its declared length or once too much of it has come.
 
-    A form, which is how files are sent, has a limit of its own.
+    A form that is PUT, which is how files are sent, has a limit of its own: it is kept on disk.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, max_form_bytes: int) -> None:
@@ -109,7 +109,8 @@ class BodyLimit:
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "0")
         is_form = headers.get("content-type", "").startswith("multipart/form-data")
-        max_bytes = self.max_form_bytes if is_form else self.max_body_bytes
+        is_upload = is_form and scope["method"] == "PUT"
+        max_bytes = self.max_form_bytes if is_upload else self.max_body_bytes
 
         async def receive_limited() -> Message:
             nonlocal num_received

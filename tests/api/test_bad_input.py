@@ -155,6 +155,13 @@ async def test_body_over_the_limit(path: str, chunked: bool) -> None:
         assert response.headers["connection"] == "close"
 
 
+async def test_a_form_has_no_other_limit_where_none_is_wanted() -> None:
+    async with serving(max_body_bytes=1000) as served:
+        files = {"prompt": _body_of(1001)}
+        response = await served.client.post("/generate", files=files)
+        assert (response.status_code, response.json()) == (413, TOO_LARGE)
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_body_at_the_limit(chunked: bool) -> None:
     async with serving(max_body_bytes=1000) as served:

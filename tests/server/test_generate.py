@@ -72,7 +72,12 @@ def test_the_readme_answers_paris(client: httpx.Client) -> None:
     ]
     # The template's system message, the question, and the start of the answer; then seven tokens of
     # text and the end-of-sequence token.
-    assert answer["usage"] == {"prompt_tokens": 37, "completion_tokens": 8, "cached_tokens": 0}
+    assert answer["usage"] == {
+        "prompt_tokens": 37,
+        "virtual_tokens": 0,
+        "completion_tokens": 8,
+        "cached_tokens": 0,
+    }
     assert answer["model"] == "SmolLM2-135M-Instruct"
     assert answer["sampling"]["greedy"] is True
     assert 0 <= answer["timings"]["queue"] <= answer["timings"]["ttft"]
