@@ -18,6 +18,8 @@ BATCHES = {
     "one adapter": [1, 1, 1],
     "adapters": [0, 2, 1, 0],
     "adapters beside the base": [-1, 2, 0, -1, 2],
+    "equally many, in slots that lie together": [1, 0, 0, 1],
+    "equally many, in slots that lie apart": [2, 0, -1, 0, 2],
 }
 
 
