@@ -8,7 +8,6 @@ resolves to when it arrives, and keeps them until it ends, whatever happens to t
 import asyncio
 import difflib
 import errno
-import re
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
@@ -23,9 +22,10 @@ from weakref import WeakValueDictionary
 import structlog
 
 from app.adapters.archive import UploadedFile, stage_files, stage_folder
+from app.adapters.history import NAME, Entry, Watched, find_version, last_live_first, older
 from app.adapters.residency import Residency
 from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
-from app.adapters.store import Entry, Record, Store, Watched, store_folder
+from app.adapters.store import Record, Store, store_folder
 from app.adapters.validation import validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import AdapterFiles, AdapterKind, Engine
@@ -40,9 +40,6 @@ T = TypeVar("T")
 FROM_WATCHED_FOLDER = "adapter_dir"
 FROM_UPLOAD = "upload"
 
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
-VERSION_PREFIX = re.compile(r"[0-9a-f]{6,64}")
-SHOWN_DIGITS = 12
 DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 FIELDS: dict[AdapterKind, str] = {"lora": "adapter", "soft_prompt": "soft_prompt"}
 KINDS: dict[AdapterKind, str] = {"lora": "a LoRA adapter", "soft_prompt": "a soft prompt"}
@@ -322,9 +319,9 @@ class Registry:
         async with self._changing(name):
             record = self._visible(name, "name")
             if version is None:
-                digest = _older(record)
+                digest = older(record, partial(AdapterConflict, param="version"))
             else:
-                digest = _find_version(record, version, "version")
+                digest = find_version(record, version, partial(AdapterNotFound, param="version"))
             target = self._store.version(digest)
             if digest != record.live:
                 async with self._residency.hold(self._files(target)):
@@ -371,7 +368,7 @@ class Registry:
         async with self._changing(name) as record:
             forgotten = replace(record, watched=None)
             if _source_of_live(record) == FROM_WATCHED_FOLDER:
-                forgotten = replace(forgotten, live=None, history=_last_live_first(record))
+                forgotten = replace(forgotten, live=None, history=last_live_first(record))
             await self._save(forgotten)
 
     @asynccontextmanager
@@ -436,7 +433,8 @@ class Registry:
         if record.live is None:
             why = _rejection(record) or "its folder is gone: put it back, or roll back to a version"
             raise AdapterNotFound(f"{name} is not served: {why}", param=field)
-        digest = _find_version(record, prefix, field) if pinned else record.live
+        not_found = partial(AdapterNotFound, param=field)
+        digest = find_version(record, prefix, not_found) if pinned else record.live
         version = self._store.version(digest)
         if version.kind != kind:
             raise InvalidRequest(
@@ -494,15 +492,7 @@ def _below(record: Record, version: AdapterVersion) -> tuple[Entry, ...]:
     """What stays below a new version. Another kind begins a history of its own."""
     if record.kind != version.kind:
         return ()
-    return tuple(entry for entry in _last_live_first(record) if entry.digest != version.digest)
-
-
-def _last_live_first(record: Record) -> tuple[Entry, ...]:
-    """The history with what had been rolled back from at its end."""
-    if record.live is None:
-        return record.history
-    place = record.digests.index(record.live)
-    return record.history[place:] + record.history[:place]
+    return tuple(entry for entry in last_live_first(record) if entry.digest != version.digest)
 
 
 def _claimed(record: Record, source: str, watched: Watched | None) -> Record:
@@ -518,43 +508,6 @@ def _claimed(record: Record, source: str, watched: Watched | None) -> Record:
 
 def _source_of_live(record: Record) -> str | None:
     return next((entry.source for entry in record.history if entry.digest == record.live), None)
-
-
-def _older(record: Record) -> str:
-    """What a rollback goes to."""
-    place = 0 if record.live is None else record.digests.index(record.live) + 1
-    if place >= len(record.history):
-        raise AdapterConflict(
-            f"{record.name} has no version older than the live one: name the one to go to in "
-            "version, or add the adapter again",
-            param="version",
-        )
-    return record.history[place].digest
-
-
-def _find_version(record: Record, prefix: str, param: str) -> str:
-    """The digest that begins so, among those of a name."""
-    if VERSION_PREFIX.fullmatch(prefix) is None:
-        raise AdapterNotFound(
-            f"a version of {record.name} is its digest, or at least six of its first digits: "
-            f"{_versions_of(record)}",
-            param=param,
-        )
-    found = [digest for digest in record.digests if digest.startswith(prefix)]
-    if len(found) == 1:
-        return found[0]
-    problem = (
-        f"several versions of {record.name} begin with {prefix}: give more digits"
-        if found
-        else f"{record.name} has no version {prefix[:SHOWN_DIGITS]}: {_versions_of(record)}"
-    )
-    raise AdapterNotFound(problem, param=param)
-
-
-def _versions_of(record: Record) -> str:
-    if not record.history:
-        return "it has none"
-    return f"it has {', '.join(digest[:SHOWN_DIGITS] for digest in record.digests)}"
 
 
 async def _in_thread(work: Callable[..., T], *args: Any) -> T:

@@ -11,7 +11,7 @@ ROOT = Path(app.__file__).parent
 # From the foundation up: a module imports from its own row or from rows above it in this list.
 LAYERS = [
     {"app", "app.errors", "app.threads", "app.merging"},
-    {"app.settings", "app.generation"},
+    {"app.settings", "app.generation", "app.controls"},
     {"app.logs", "app.metrics", "app.admission"},
     {"app.engine", "app.inspection"},
     {"app.adapters"},

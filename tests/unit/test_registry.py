@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from app.adapters import registry as registry_module
 from app.adapters import store as store_module
 from app.adapters.archive import UploadedFile
+from app.adapters.history import Watched
 from app.adapters.registry import Adapters, AdapterStatus, Registry, check_name
 from app.adapters.sources import HubRepository
-from app.adapters.store import Watched
 from app.engine.protocol import AdapterKind
 from app.errors import (
     AdapterConflict,
