@@ -21,7 +21,8 @@ MAX_INTEGER = 2**63 - 1
 NOT_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}
 
 
-def _refuse_what_is_not_text(text: str) -> str:
+def refuse_what_is_not_text(text: str) -> str:
+    """Control characters and lone surrogates are an error of the field."""
     for position, character in enumerate(text):
         kind = NOT_TEXT.get(unicodedata.category(character))
         if kind is not None and character not in ALLOWED_CONTROL_CHARACTERS:
@@ -33,7 +34,7 @@ def _refuse_what_is_not_text(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_refuse_what_is_not_text)]
+Text = Annotated[str, AfterValidator(refuse_what_is_not_text)]
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
@@ -43,7 +44,7 @@ AdapterReference = Annotated[Text, Field(min_length=1, max_length=MAX_REFERENCE_
 
 
 def one_or_more(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str | dict) else value
 
 
 def one_or_more_schema(min_items: int) -> WithJsonSchema:

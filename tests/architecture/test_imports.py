@@ -15,7 +15,8 @@ LAYERS = [
     {"app.logs", "app.metrics", "app.admission"},
     {"app.engine", "app.inspection"},
     {"app.adapters"},
-    {"app.service", "app.lifecycle"},
+    {"app.icl"},
+    {"app.service", "app.lifecycle", "app.in_context"},
     {"app.http"},
     {"app.application", "app.client"},
     {"app.server", "app.tables", "app.adapter_tables", "app.terminal"},
@@ -35,6 +36,9 @@ LIBRARIES = {
     "safetensors": {"app.engine", "app.adapters.validation"},
     "huggingface_hub": {"app.engine", "app.adapters.sources"},
     "watchfiles": {"app.adapters.watcher"},
+    "jinja2": {"app.icl.rendering", "app.engine.vllm"},
+    "yaml": {"app.icl.source"},
+    "bm25s": {"app.icl.selection"},
 }
 # Within one row, what must stay apart.
 FORBIDDEN = [
@@ -51,6 +55,11 @@ FORBIDDEN = [
     ("app.engine", "app.admission"),
     ("app.engine", "app.metrics"),
     ("app.lifecycle", "app.service"),
+    ("app.lifecycle", "app.in_context"),
+    ("app.in_context", "app.lifecycle"),
+    ("app.service", "app.in_context"),
+    ("app.icl", "app.admission"),
+    ("app.icl", "app.metrics"),
     ("app.service", "app.lifecycle"),
     ("app.http", "app.lifecycle"),
 ]

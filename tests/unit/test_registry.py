@@ -485,7 +485,7 @@ async def test_rolling_back_goes_down_the_list(registry: Registry, publish: Publ
         await registry.rollback("summary")
     assert raised.value.message == (
         "summary has no version older than the live one: name the one to go to in version, or add "
-        "the adapter again"
+        "it again"
     )
     assert await _answer(registry, "summary") == "a"
 
