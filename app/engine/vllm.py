@@ -116,7 +116,10 @@ class VLLMEngine:
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        return frozenset(self._tokenizer.all_special_tokens)
+        added = self._tokenizer.added_tokens_decoder.values()
+        return frozenset(self._tokenizer.all_special_tokens) | {
+            token.content for token in added if token.special
+        }
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         encode = partial(

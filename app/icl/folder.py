@@ -110,8 +110,6 @@ def look_at(folder: Path) -> dict[str, Look] | None:
 def _look_at(file: Path) -> Look:
     try:
         content, read = read_template(file)
-    except TemplateRejected as error:
-        return Look(f"refused: {error.message}", rejected=error.message)
     except OSError as error:
         reason = f"it cannot be read ({error.strerror}): check its permissions"
         return Look(f"unreadable: {error.strerror}", rejected=reason)

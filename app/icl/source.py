@@ -148,10 +148,10 @@ def read_template(file: Path) -> tuple[bytes, Template | TemplateRejected]:
 
     Raises:
         OSError: it cannot be read.
-        TemplateRejected: it is no regular file.
     """
-    content = _read(file, MAX_TEMPLATE_BYTES)
+    content = b""
     try:
+        content = _read(file, MAX_TEMPLATE_BYTES)
         fields = parse_yaml(content)
         if EXAMPLES_FILE in fields:
             name, examples = _read_examples(file.parent, fields)
