@@ -61,6 +61,8 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        # A template is shown as it is sent.
+        separate_input_output_schemas=False,
     )
     app.state.settings = settings
     app.state.service = service

@@ -181,7 +181,9 @@ class PromptUsed(BaseModel):
         description="The examples, in the order of the prompt.", examples=[[]]
     )
     classification: LabelsOut | None = Field(
-        None, description="Of a template with labels, in `/icl/generate`."
+        None,
+        description="Of a template with labels, in `/icl/generate`.",
+        examples=[{"best": "positive", "labels": []}],
     )
 
     @classmethod

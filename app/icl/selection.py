@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from app.icl.template import Selection
 
 # How much an example's nearness to the query counts against its distance to those chosen before.
-DIVERSITY_BALANCE = 0.5
+DIVERSITY_BALANCE = 0.4
 WORD = re.compile(r"\w+")
 
 Scores = NDArray[np.float64]
