@@ -9,8 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from app.controls import (
     AdapterChoice,
+    Count,
     NonEmptyText,
-    PositiveCount,
     PromptControls,
     SamplingFields,
     Text,
@@ -117,7 +117,7 @@ class Template(PromptControls, AdapterChoice, SamplingFields):
         description="How examples are chosen, unless a request says otherwise.",
         examples=["first"],
     )
-    max_shots: PositiveCount = Field(
+    max_shots: Count = Field(
         DEFAULT_MAX_SHOTS,
         description="The most examples that `shots: auto` takes.",
         examples=[DEFAULT_MAX_SHOTS],

@@ -96,7 +96,7 @@ def test_many_keys_take_no_time(tmp_path: Path) -> None:
         ("instruction: 7", "instruction: must be a valid string"),
         ("labels: [yes, no]", "labels.0: must be a valid string"),
         ("examples: [{text: 2024-01-01, output: 5}]", "must be a text or a list of texts"),
-        ("max_shots: 0", "max_shots"),
+        ("max_shots: -1", "max_shots"),
         ("temperature: hot", "temperature"),
         ("selection: best", "selection: must be 'first'"),
         ("examples_file: ../x.jsonl", "a .jsonl file beside"),
