@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from app.adapters.registry import SHOWN_DIGITS
+from app.adapters.history import SHOWN_DIGITS
 from app.http.adapter_schemas import AdapterOut, VersionOut
 
 PIPE_WIDTH = 1000

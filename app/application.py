@@ -14,8 +14,11 @@ from app.engine.protocol import Engine
 from app.errors import SoftserveError
 from app.http.adapter_routes import router as adapter_router
 from app.http.errors import install_error_handlers
+from app.http.icl_routes import router as icl_router
 from app.http.middleware import BodyLimit, RequestContext
 from app.http.routes import router
+from app.icl.registry import TemplateRegistry
+from app.in_context import InContext
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.service import Service
@@ -42,7 +45,9 @@ def create_app(
     metrics.adapters_live.set_function(lambda: registry.num_live)
     metrics.adapters_loaded.set_function(lambda: registry.num_loaded)
     watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
-    lifecycle = Lifecycle(engine, registry, watcher, admission, on_failure)
+    service = Service(engine, registry, admission, metrics, settings)
+    in_context = InContext(service, TemplateRegistry(engine, settings), settings.template_dir)
+    lifecycle = Lifecycle(engine, registry, watcher, in_context, admission, on_failure)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -56,12 +61,16 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        # A template is shown as it is sent.
+        separate_input_output_schemas=False,
     )
     app.state.settings = settings
-    app.state.service = Service(engine, registry, admission, metrics, settings)
+    app.state.service = service
+    app.state.in_context = in_context
     app.state.lifecycle = lifecycle
     app.include_router(router)
     app.include_router(adapter_router)
+    app.include_router(icl_router)
     install_error_handlers(app)
     app.add_middleware(
         BodyLimit,

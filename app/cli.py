@@ -13,7 +13,9 @@ from app import __version__
 from app.adapter_cli import adapters
 from app.client import Client
 from app.errors import StartError
+from app.evaluate_cli import evaluate
 from app.http.schemas import InspectAnswer
+from app.icl_cli import templates
 from app.logs import configure_logging
 from app.settings import Limits, Settings
 from app.tables import print_distribution
@@ -26,6 +28,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(adapters)
+cli.add_typer(templates)
 
 
 def _print_version(wanted: bool) -> None:
@@ -108,6 +111,7 @@ serve.__signature__ = Signature(  # type: ignore[attr-defined]
     ]
 )
 cli.command()(serve)
+cli.command()(evaluate)
 
 
 @cli.command()

@@ -1,7 +1,8 @@
 """The command line's side of the HTTP interface."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -82,28 +83,66 @@ class Client:
         self, method: str, path: str, *, timeout: httpx.Timeout = TIMEOUT, **content: Any
     ) -> httpx.Response:
         """The answer of a server that did what it was asked."""
-        try:
-            with httpx.Client(headers=self._headers, timeout=timeout) as client:
-                response = client.request(method, self._url + path, **content)
-        except httpx.InvalidURL:
-            raise ClientError(f"{self._url} is not a URL: write it as http://HOST:PORT") from None
-        except httpx.HTTPError as error:
-            raise ClientError(
-                f"no answer from {self._url} ({error}): start a server with `softserve serve`, or "
-                "name another with --url"
-            ) from None
-        if response.is_success:
-            return response
-        refusal = self._parsed(response, ErrorAnswer).error
-        raise ClientError(refusal.message, type=refusal.type)
+        with (
+            _told_as_sentences(self._url),
+            httpx.Client(headers=self._headers, timeout=timeout) as client,
+        ):
+            response = client.request(method, self._url + path, **content)
+        _refuse(response, self._url)
+        return response
 
     def _parsed(self, response: httpx.Response, answer_type: type[Answer]) -> Answer:
-        try:
-            return answer_type.model_validate_json(response.content)
-        except ValidationError:
-            raise ClientError(
-                f"{self._url} does not answer as softserve does: check --url"
-            ) from None
+        return _parsed(response, answer_type, self._url)
+
+
+class AsyncClient:
+    """A running server that is asked many things at once, over connections that are kept."""
+
+    def __init__(self, url: str, max_connections: int) -> None:
+        self._url = url.rstrip("/")
+        limits = httpx.Limits(max_connections=max_connections)
+        with _told_as_sentences(self._url):
+            self._client = httpx.AsyncClient(base_url=self._url, timeout=PATIENT, limits=limits)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._client.aclose()
+
+    async def post(self, path: str, body: dict[str, Any], answer_type: type[Answer]) -> Answer:
+        """The parsed answer, or a `ClientError`."""
+        with _told_as_sentences(self._url):
+            response = await self._client.post(path, json=body)
+        _refuse(response, self._url)
+        return _parsed(response, answer_type, self._url)
+
+
+@contextmanager
+def _told_as_sentences(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        raise ClientError(f"{url} is not a URL: write it as http://HOST:PORT") from None
+    except httpx.HTTPError as error:
+        raise ClientError(
+            f"no answer from {url} ({error}): start a server with `softserve serve`, or name "
+            "another with --url"
+        ) from None
+
+
+def _refuse(response: httpx.Response, url: str) -> None:
+    """Raise the server's own sentence, where it has not done what it was asked."""
+    if not response.is_success:
+        refusal = _parsed(response, ErrorAnswer, url).error
+        raise ClientError(refusal.message, type=refusal.type)
+
+
+def _parsed(response: httpx.Response, answer_type: type[Answer], url: str) -> Answer:
+    try:
+        return answer_type.model_validate_json(response.content)
+    except ValidationError:
+        raise ClientError(f"{url} does not answer as softserve does: check --url") from None
 
 
 def _authorization(admin_key: str) -> dict[bytes, bytes]:

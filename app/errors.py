@@ -42,6 +42,22 @@ class AdapterConflict(AdapterError):
     """What is asked contradicts what is there: another kind of adapter, nothing to go back to."""
 
 
+class TemplateError(SoftserveError):
+    """Something is wrong with a prompt template, or with what is asked of one."""
+
+
+class TemplateNotFound(TemplateError):
+    """No template goes by this name, or it has no such version."""
+
+
+class TemplateRejected(TemplateError):
+    """It is not a template that can be served; the message says why."""
+
+
+class TemplateConflict(TemplateError):
+    """What is asked contradicts what is there: nothing to go back to."""
+
+
 class KeyRequired(SoftserveError):
     """Administration without the admin key, or with another."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
@@ -21,6 +22,19 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 CATCH_UP_TIMEOUT_SECONDS = 30.0
 
 
+class Templates(Protocol):
+    """The prompt templates, as far as the server's life goes."""
+
+    async def open(self) -> None:
+        """Read the store, which the adapters' has locked."""
+
+    async def catch_up(self) -> None:
+        """Make live what lies in the watched folder, and warm what asks for it."""
+
+    async def run(self) -> None:
+        """Watch the folder until cancelled."""
+
+
 class Lifecycle:
     """Runs an engine with its adapters, and says through `admission` whether it takes work.
 
@@ -33,12 +47,14 @@ class Lifecycle:
         engine: Engine,
         registry: Registry,
         watcher: FolderWatcher,
+        templates: Templates,
         admission: Admission,
         on_failure: Callable[[SoftserveError], None],
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._watcher = watcher
+        self._templates = templates
         self._admission = admission
         self._on_failure = on_failure
         self._running: asyncio.Task[None] | None = None
@@ -69,6 +85,7 @@ class Lifecycle:
         try:
             # First: a store that is in use fails now, not after a minute.
             await self._registry.open()
+            await self._templates.open()
             await self._engine.start()
         except StartError as error:
             self._on_failure(error)
@@ -77,17 +94,21 @@ class Lifecycle:
             log.exception("the engine failed to start")
             self._on_failure(StartError("the engine failed to start: the reason is above"))
             return
-        watching = asyncio.create_task(self._watcher.run())
+        watching = [asyncio.create_task(self._watcher.run())]
         try:
             await self._watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
+            # After the adapters, which a template may name.
+            await self._templates.catch_up()
+            watching.append(asyncio.create_task(self._templates.run()))
             self._admission.open()
             log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
             # vLLM has no event to wait for.
             while not self._engine.died:  # noqa: ASYNC110
                 await asyncio.sleep(WATCH_INTERVAL_SECONDS)
         finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
         died = EngineDied("the engine process has died: the server restarts, try again")
         self._admission.close(died)
         await self._idle_within(ANSWER_TIMEOUT_SECONDS)

@@ -5,9 +5,10 @@ Admit, resolve its adapters, tokenize, generate, record.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from app.adapters.registry import Adapters, Registry
 from app.admission import Admission
@@ -40,6 +41,10 @@ class InspectionRequest:
     soft_prompt: str | None = None
 
 
+# Makes the prompts of a request that holds these adapters.
+Encode = Callable[[Adapters], Awaitable[list[Prompt]]]
+
+
 class Service:
     """The operations of the server."""
 
@@ -57,26 +62,20 @@ class Service:
         self.metrics = metrics
         self.limits = limits
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+    async def generate(
+        self, request: GenerationRequest, encode: Encode | None = None
+    ) -> AsyncGenerator[GenerationChunk]:
         """Yield the chunks of all completions as they come. Leaving early frees their place.
+
+        `encode` makes the prompts in place of the request's texts, one for each of them.
 
         Raises:
             AdapterError: a named adapter is not there, or cannot be loaded.
             InvalidRequest: a prompt does not fit, or the model cannot honour a control.
             Unavailable: the server is full, starting, draining, or its engine has died.
         """
-        self._check_limits(request)
-        async with (
-            self._admitted(request.num_sequences),
-            self.registry.lease(request.adapter, request.soft_prompt) as adapters,
-        ):
-            self._check_top_k(request.sampling)
-            prompts = await asyncio.gather(
-                *(
-                    self._encode(index, text, request.format, adapters)
-                    for index, text in enumerate(request.prompts)
-                )
-            )
+        async with self.holding(request) as adapters:
+            prompts = await (encode or partial(self._encode_all, request))(adapters)
             for prompt in prompts:
                 self._check_fits(prompt, request.sampling, len(prompts))
             decoding = Decoding(request.sampling, request.logprobs)
@@ -103,6 +102,17 @@ class Service:
                 inspect_distribution, logprobs, request.sampling, request.num_tokens
             )
 
+    @asynccontextmanager
+    async def holding(self, request: GenerationRequest) -> AsyncIterator[Adapters]:
+        """A place for the request, and its adapters. Raises as `generate` does."""
+        self._check_limits(request)
+        async with (
+            self._admitted(request.num_sequences),
+            self.registry.lease(request.adapter, request.soft_prompt) as adapters,
+        ):
+            self._check_top_k(request.sampling)
+            yield adapters
+
     def check_serving(self) -> None:
         """Raises `Unavailable` while the server starts or drains, or its engine has died."""
         if self.admission.refusal is not None:
@@ -118,20 +128,18 @@ class Service:
         ):
             yield
 
+    async def _encode_all(self, request: GenerationRequest, adapters: Adapters) -> list[Prompt]:
+        return await asyncio.gather(
+            *(
+                self._encode(index, text, request.format, adapters)
+                for index, text in enumerate(request.prompts)
+            )
+        )
+
     async def _encode(
         self, index: int, text: str, format: PromptFormat, adapters: Adapters
     ) -> Prompt:
-        if format.use_chat_template:
-            token_ids = await self.engine.tokenize_chat(text, format.system)
-        else:
-            token_ids = await self.engine.tokenize(text)
-        return Prompt(
-            index,
-            token_ids,
-            lora=adapters.lora_digest,
-            soft_prompt=adapters.soft_prompt_digest,
-            num_virtual_tokens=adapters.num_virtual_tokens,
-        )
+        return prompt_of(index, await tokenize(self.engine, text, format), adapters)
 
     def _check_limits(self, request: GenerationRequest) -> None:
         stop, limits = request.sampling.stop, self.limits
@@ -203,3 +211,22 @@ class Service:
             last_token_at[chunk.place] = now
 
         return observe
+
+
+async def tokenize(engine: Engine, text: str, format: PromptFormat) -> list[int]:
+    """The token ids of a text in this format. Raises `InvalidRequest`."""
+    if format.use_chat_template:
+        chat = engine.chat_prompt(text, format.system)
+        return await engine.tokenize(chat, add_special_tokens=False)
+    return await engine.tokenize(text)
+
+
+def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
+    """A prompt for the engine, with the adapters that the request holds."""
+    return Prompt(
+        index,
+        token_ids,
+        lora=adapters.lora_digest,
+        soft_prompt=adapters.soft_prompt_digest,
+        num_virtual_tokens=adapters.num_virtual_tokens,
+    )

@@ -99,12 +99,19 @@ class Settings(Limits, BaseSettings):
         "directory.",
     )
     adapter_retention: int = Field(
-        5, ge=1, description="Versions of an adapter that are kept for a rollback."
+        5,
+        ge=1,
+        description="Versions of an adapter, or of a template, that are kept for a rollback.",
+    )
+    template_dir: Path = Field(
+        Path("templates"),
+        description="A folder of prompt templates that is watched: each is live by its name.",
     )
     admin_key: SecretStr | None = Field(
         None,
         min_length=1,
-        description="The key for changing adapters; without it, only this machine may.",
+        description="The key for changing adapters and templates; without it, only this machine "
+        "may.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("softserve"),

@@ -140,10 +140,11 @@ def running(kind: ServerKind, environment: dict[str, str]) -> Iterator[Server]:
     """
     port = free_port()
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as own:
-        # Adapters of its own, so that nobody's are loaded or changed.
+        # Adapters and templates of its own, so that nobody's are loaded or changed.
         places = {
             "SOFTSERVE_ADAPTER_STORE": f"{own}/store",
             "SOFTSERVE_ADAPTER_DIR": f"{own}/adapters",
+            "SOFTSERVE_TEMPLATE_DIR": f"{own}/templates",
         }
         started = time.perf_counter()
         process = subprocess.Popen(

@@ -143,14 +143,18 @@ class FakeEngine:
     async def stop(self) -> None:
         self.num_stops += 1
 
-    async def tokenize(self, text: str) -> list[int]:
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        return frozenset({"<|end|>"})
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
-    async def tokenize_chat(self, user: str, system: str | None) -> list[int]:
+    def chat_prompt(self, user: str, system: str | None) -> str:
         if not self._has_chat_template:
             raise InvalidRequest("this model has no chat template", param="use_chat_template")
         opening = "" if system is None else f"[system]{system}"
-        return await self.tokenize(f"{opening}[user]{user}[assistant]")
+        return f"{opening}[user]{user}[assistant]"
 
     def token_text(self, token_id: int) -> str:
         return token_text(token_id)

@@ -7,29 +7,29 @@ resolves to when it arrives, and keeps them until it ends, whatever happens to t
 
 import asyncio
 import difflib
-import errno
-import re
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
 
 from app.adapters.archive import UploadedFile, stage_files, stage_folder
+from app.adapters.disk import in_thread
+from app.adapters.history import NAME, Entry, Watched, find_version, last_live_first, older
 from app.adapters.residency import Residency
 from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
-from app.adapters.store import Entry, Record, Store, Watched, store_folder
+from app.adapters.store import Record, Store, store_folder
 from app.adapters.validation import validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import AdapterFiles, AdapterKind, Engine
-from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest, Unavailable
+from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -40,10 +40,6 @@ T = TypeVar("T")
 FROM_WATCHED_FOLDER = "adapter_dir"
 FROM_UPLOAD = "upload"
 
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
-VERSION_PREFIX = re.compile(r"[0-9a-f]{6,64}")
-SHOWN_DIGITS = 12
-DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 FIELDS: dict[AdapterKind, str] = {"lora": "adapter", "soft_prompt": "soft_prompt"}
 KINDS: dict[AdapterKind, str] = {"lora": "a LoRA adapter", "soft_prompt": "a soft prompt"}
 
@@ -160,7 +156,7 @@ class Registry:
         Raises:
             StartError: another server uses the store, or it cannot be written.
         """
-        await _in_thread(self._store.open)
+        await in_thread(self._store.open)
 
     async def close(self) -> None:
         """Let the store go. Requests have ended, or are aborted with the engine."""
@@ -246,11 +242,11 @@ class Registry:
         """As `add_folder`, from a folder below the permitted ones or from a hub repository."""
         check_name(name)
         roots = (self._settings.adapter_dir, *self._settings.adapter_root)
-        found = await _in_thread(resolve_source, source, revision, roots)
+        found = await in_thread(resolve_source, source, revision, roots)
         if isinstance(found, LocalFolder):
             return await self.add_folder(name, found.folder, source, force=force)
         async with self._staging() as folder:
-            fetched = await _in_thread(fetch_hub, found, folder, self._settings.max_adapter_bytes)
+            fetched = await in_thread(fetch_hub, found, folder, self._settings.max_adapter_bytes)
             return await self.add_folder(name, folder, fetched, force=force)
 
     @asynccontextmanager
@@ -264,8 +260,8 @@ class Registry:
         """
         architecture = self._engine.architecture
         async with self._staging() as folder:
-            await _in_thread(stage, folder, self._settings.max_adapter_bytes)
-            version = await _in_thread(validate, folder, architecture, self._settings, force)
+            await in_thread(stage, folder, self._settings.max_adapter_bytes)
+            version = await in_thread(validate, folder, architecture, self._settings, force)
             yield folder, version
 
     async def publish(
@@ -297,7 +293,7 @@ class Registry:
                     "another name, or remove the old one first",
                     param="name",
                 )
-            await _in_thread(self._store.add, folder, version)
+            await in_thread(self._store.add, folder, version)
             async with self._residency.hold(self._files(version)):
                 entry = Entry(version.digest, datetime.now(UTC), source)
                 history = self._trimmed((entry, *_below(record, version)))
@@ -322,9 +318,9 @@ class Registry:
         async with self._changing(name):
             record = self._visible(name, "name")
             if version is None:
-                digest = _older(record)
+                digest = older(record, partial(AdapterConflict, param="version"))
             else:
-                digest = _find_version(record, version, "version")
+                digest = find_version(record, version, partial(AdapterNotFound, param="version"))
             target = self._store.version(digest)
             if digest != record.live:
                 async with self._residency.hold(self._files(target)):
@@ -371,7 +367,7 @@ class Registry:
         async with self._changing(name) as record:
             forgotten = replace(record, watched=None)
             if _source_of_live(record) == FROM_WATCHED_FOLDER:
-                forgotten = replace(forgotten, live=None, history=_last_live_first(record))
+                forgotten = replace(forgotten, live=None, history=last_live_first(record))
             await self._save(forgotten)
 
     @asynccontextmanager
@@ -394,7 +390,7 @@ class Registry:
         for digest in digests - {record.live for record in records}:
             self._residency.retire(digest)
         if forgotten := digests.difference(*(record.digests for record in records)):
-            await _in_thread(self._store.collect, forgotten)
+            await in_thread(self._store.collect, forgotten)
 
     @asynccontextmanager
     async def _staging(self) -> AsyncIterator[Path]:
@@ -403,23 +399,23 @@ class Registry:
                 yield folder
             finally:
                 # Deleting a gigabyte takes a while.
-                await _in_thread(partial(shutil.rmtree, folder, ignore_errors=True))
+                await in_thread(partial(shutil.rmtree, folder, ignore_errors=True))
 
     async def _clear_away(self, use: _Use, digests: Collection[str]) -> None:
         """What follows when a name is removed."""
         await use.idle.wait()
         for digest in digests:
             await self._residency.wait_until_unloaded(digest)
-        await _in_thread(self._store.collect, digests)
+        await in_thread(self._store.collect, digests)
 
     async def _save(self, record: Record) -> None:
         """Flip: the store keeps the record on disk first, then in memory."""
         if record == self._store.record(record.name):
             return
         if record.history or record.watched is not None:
-            await _in_thread(self._store.save_record, record)
+            await in_thread(self._store.save_record, record)
         else:
-            await _in_thread(self._store.delete_record, record.name)
+            await in_thread(self._store.delete_record, record.name)
 
     def _trimmed(self, history: tuple[Entry, ...]) -> tuple[Entry, ...]:
         """The versions to keep; the first is live. One that a request runs with stays as well."""
@@ -436,7 +432,8 @@ class Registry:
         if record.live is None:
             why = _rejection(record) or "its folder is gone: put it back, or roll back to a version"
             raise AdapterNotFound(f"{name} is not served: {why}", param=field)
-        digest = _find_version(record, prefix, field) if pinned else record.live
+        not_found = partial(AdapterNotFound, param=field)
+        digest = find_version(record, prefix, not_found) if pinned else record.live
         version = self._store.version(digest)
         if version.kind != kind:
             raise InvalidRequest(
@@ -494,15 +491,7 @@ def _below(record: Record, version: AdapterVersion) -> tuple[Entry, ...]:
     """What stays below a new version. Another kind begins a history of its own."""
     if record.kind != version.kind:
         return ()
-    return tuple(entry for entry in _last_live_first(record) if entry.digest != version.digest)
-
-
-def _last_live_first(record: Record) -> tuple[Entry, ...]:
-    """The history with what had been rolled back from at its end."""
-    if record.live is None:
-        return record.history
-    place = record.digests.index(record.live)
-    return record.history[place:] + record.history[:place]
+    return tuple(entry for entry in last_live_first(record) if entry.digest != version.digest)
 
 
 def _claimed(record: Record, source: str, watched: Watched | None) -> Record:
@@ -518,63 +507,3 @@ def _claimed(record: Record, source: str, watched: Watched | None) -> Record:
 
 def _source_of_live(record: Record) -> str | None:
     return next((entry.source for entry in record.history if entry.digest == record.live), None)
-
-
-def _older(record: Record) -> str:
-    """What a rollback goes to."""
-    place = 0 if record.live is None else record.digests.index(record.live) + 1
-    if place >= len(record.history):
-        raise AdapterConflict(
-            f"{record.name} has no version older than the live one: name the one to go to in "
-            "version, or add the adapter again",
-            param="version",
-        )
-    return record.history[place].digest
-
-
-def _find_version(record: Record, prefix: str, param: str) -> str:
-    """The digest that begins so, among those of a name."""
-    if VERSION_PREFIX.fullmatch(prefix) is None:
-        raise AdapterNotFound(
-            f"a version of {record.name} is its digest, or at least six of its first digits: "
-            f"{_versions_of(record)}",
-            param=param,
-        )
-    found = [digest for digest in record.digests if digest.startswith(prefix)]
-    if len(found) == 1:
-        return found[0]
-    problem = (
-        f"several versions of {record.name} begin with {prefix}: give more digits"
-        if found
-        else f"{record.name} has no version {prefix[:SHOWN_DIGITS]}: {_versions_of(record)}"
-    )
-    raise AdapterNotFound(problem, param=param)
-
-
-def _versions_of(record: Record) -> str:
-    if not record.history:
-        return "it has none"
-    return f"it has {', '.join(digest[:SHOWN_DIGITS] for digest in record.digests)}"
-
-
-async def _in_thread(work: Callable[..., T], *args: Any) -> T:
-    """Run blocking work off the event loop.
-
-    Who is cancelled leaves when the work has ended, so that nothing it needs goes away meanwhile.
-    """
-    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
-    try:
-        return await asyncio.shield(running)
-    except OSError as error:
-        if error.errno not in DISK_FAILURES:
-            raise
-        log.exception("the adapter store cannot be written")
-        raise Unavailable(
-            f"the adapter store cannot be written ({error.strerror}): nothing has changed; free "
-            "some disk space, or check its permissions"
-        ) from error
-    except asyncio.CancelledError:
-        while not running.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
-        raise

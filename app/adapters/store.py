@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 import structlog
@@ -27,6 +26,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 from pydantic import TypeAdapter, ValidationError
 
+from app.adapters.history import Entry, Watched
 from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE, AdapterVersion
 from app.engine import default_model
 from app.engine.protocol import AdapterKind
@@ -37,28 +37,6 @@ log = structlog.get_logger(__name__)
 
 VERSION_FILE = "version.json"
 DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A version in the history of a name."""
-
-    digest: str
-    created_at: datetime
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """The content of a watched folder that was last acted upon.
-
-    `signature` tells it from other content without reading it; `digest` is known if it was valid,
-    `rejected` is the reason if it was not.
-    """
-
-    signature: str
-    digest: str | None = None
-    rejected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

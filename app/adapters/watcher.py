@@ -23,9 +23,9 @@ import structlog
 import watchfiles
 
 from app.adapters.archive import stage_folder
-from app.adapters.registry import FROM_WATCHED_FOLDER, NAME, Registry
+from app.adapters.history import NAME, Watched
+from app.adapters.registry import FROM_WATCHED_FOLDER, Registry
 from app.adapters.sources import is_below
-from app.adapters.store import Watched
 from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.errors import AdapterError
 

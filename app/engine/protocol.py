@@ -110,11 +110,15 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """End the engine's processes. Safe to call in any state, more than once."""
 
-    async def tokenize(self, text: str) -> list[int]:
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The texts that the tokenizer takes for special tokens, wherever they stand."""
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`, with the model's own special tokens around it."""
 
-    async def tokenize_chat(self, user: str, system: str | None) -> list[int]:
-        """The token ids of one user message in the model's chat template.
+    def chat_prompt(self, user: str, system: str | None) -> str:
+        """One user message in the model's chat template, which has all special tokens.
 
         Raises:
             InvalidRequest: the model has no chat template, or its template refuses the messages.

@@ -114,19 +114,20 @@ class VLLMEngine:
         gc.collect()
         gc.freeze()
 
-    async def tokenize(self, text: str) -> list[int]:
-        return await _off_the_loop_if_long(text, partial(self._tokenizer.encode, verbose=False))
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return frozenset(self._tokenizer.all_special_tokens) | {
+            token.content for token in added if token.special
+        }
 
-    async def tokenize_chat(self, user: str, system: str | None) -> list[int]:
-        messages = [{"role": "user", "content": user}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        text = self._apply_chat_template(messages)
-        return await _off_the_loop_if_long(
-            text, partial(self._tokenizer.encode, add_special_tokens=False, verbose=False)
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        encode = partial(
+            self._tokenizer.encode, add_special_tokens=add_special_tokens, verbose=False
         )
+        return await _off_the_loop_if_long(text, encode)
 
-    def _apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+    def chat_prompt(self, user: str, system: str | None) -> str:
         from jinja2.exceptions import TemplateError
 
         if not getattr(self._tokenizer, "chat_template", None):
@@ -135,6 +136,9 @@ class VLLMEngine:
                 "use_chat_template out",
                 param="use_chat_template",
             )
+        messages = [{"role": "user", "content": user}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
         try:
             text: str = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True

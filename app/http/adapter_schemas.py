@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from app.adapters.registry import AdapterStatus, VersionStatus
+from app.controls import Body, NonEmptyText
 from app.engine.protocol import AdapterKind
-from app.http.schemas import Body, NonEmptyText
 
 DIGEST = "9f86d081884c7d65" * 4
 

@@ -1,4 +1,4 @@
-"""Who may change adapters: whoever has the admin key; without one, a client on this machine."""
+"""Who may change adapters and templates: who has the admin key, or else clients on this machine."""
 
 import ipaddress
 import secrets
@@ -33,7 +33,7 @@ async def require_administrator(
     elif not _comes_from_this_machine(request):
         raise NotPermitted(
             "without an admin key, only direct requests from the server's own machine may change "
-            "adapters: start the server with --admin-key"
+            "adapters and templates: start the server with --admin-key"
         )
 
 

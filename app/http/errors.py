@@ -23,8 +23,12 @@ from app.errors import (
     ServerDraining,
     ServerFull,
     SoftserveError,
+    TemplateConflict,
+    TemplateNotFound,
+    TemplateRejected,
     Unavailable,
 )
+from app.http.icl_schemas import IclGenerateBody, RenderBody
 from app.http.schemas import GenerateBody, InspectBody
 
 STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
@@ -36,6 +40,9 @@ STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     AdapterConflict: (409, "adapter_conflict"),
     AdapterTooLarge: (413, "adapter_too_large"),
     AdapterRejected: (422, "adapter_rejected"),
+    TemplateNotFound: (404, "template_not_found"),
+    TemplateConflict: (409, "template_conflict"),
+    TemplateRejected: (422, "template_rejected"),
     ServerFull: (503, "server_full"),
     EngineStarting: (503, "engine_starting"),
     ServerDraining: (503, "server_draining"),
@@ -51,7 +58,12 @@ INTERNAL_MESSAGE = (
     "the server failed on this request: its log has the reason, under the id in x-request-id"
 )
 NOT_AN_OBJECT = "the body must be a JSON object, sent with content-type: application/json"
-FIELDS = {"/generate": list(GenerateBody.model_fields), "/inspect": list(InspectBody.model_fields)}
+FIELDS = {
+    "/generate": list(GenerateBody.model_fields),
+    "/inspect": list(InspectBody.model_fields),
+    "/icl/generate": list(IclGenerateBody.model_fields),
+    "/icl/render": list(RenderBody.model_fields),
+}
 MAX_MESSAGES = 3
 MAX_QUOTED_LENGTH = 80
 
@@ -128,7 +140,7 @@ def _describe_field(
     error: Mapping[str, Any], known_fields: Sequence[str]
 ) -> tuple[str, str | None]:
     """A sentence for one of pydantic's errors, and the field that it is about."""
-    kind, location = error["type"], error["loc"][1:]
+    kind, location = error["type"], [part for part in error["loc"][1:] if not _is_tag(part)]
     field = _shortened(str(location[0])) if location else None
     where = field if field is None else "".join([field, *(f"[{part}]" for part in location[1:])])
     if kind == "json_invalid":
@@ -151,6 +163,11 @@ def _describe_field(
         case _:
             reason = error["msg"].replace("Input should be", "must be")
             return f"{where} {reason}{_quoted(error['input'])}", field
+
+
+def _is_tag(part: str | int) -> bool:
+    """What tells the alternatives of a field apart, and is no field."""
+    return isinstance(part, str) and part.startswith("<")
 
 
 def _suggestion(field: str, known_fields: Sequence[str]) -> str:

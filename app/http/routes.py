@@ -60,7 +60,7 @@ TheService = Annotated[Service, Depends(_service)]
 RequestId = Annotated[str, Depends(_request_id)]
 
 
-def _json(answer: BaseModel) -> Response:
+def json_answer(answer: BaseModel) -> Response:
     """The answer as it is: FastAPI would validate it a second time."""
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 
@@ -79,7 +79,7 @@ async def generate(
     if body.stream:
         first = await until_disconnect(request, anext(chunks))
         return EventStream(answering, first, chunks)
-    return _json(await until_disconnect(request, collect(answering, chunks)))
+    return json_answer(await until_disconnect(request, collect(answering, chunks)))
 
 
 @router.post(
@@ -94,7 +94,7 @@ async def inspect(
     inspection = body.to_request(request_id)
     prompt, distribution = await until_disconnect(request, service.inspect(inspection))
     engine = service.engine
-    return _json(
+    return json_answer(
         InspectAnswer(
             id=request_id,
             model=engine.info.model,

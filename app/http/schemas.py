@@ -4,20 +4,20 @@ Types and plain ranges are checked here; what needs the model, or two fields at 
 the domain.
 """
 
-import unicodedata
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.controls import (
+    AdapterChoice,
+    FilterControls,
+    NonEmptyText,
+    PromptControls,
+    SamplingFields,
+    one_or_more,
+    one_or_more_schema,
 )
-from pydantic_core import PydanticCustomError
-
 from app.engine.protocol import Prompt
 from app.generation import (
     FinishReason,
@@ -31,122 +31,16 @@ from app.inspection import Filter
 from app.service import InspectionRequest
 from app.settings import Limits
 
-ALLOWED_CONTROL_CHARACTERS = "\t\n\r"
-MAX_INTEGER = 2**63 - 1
-# A name, an @ and a digest.
-MAX_REFERENCE_LENGTH = 64 + 1 + 64
-NOT_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}
-
-
-def _refuse_what_is_not_text(text: str) -> str:
-    for position, character in enumerate(text):
-        kind = NOT_TEXT.get(unicodedata.category(character))
-        if kind is not None and character not in ALLOWED_CONTROL_CHARACTERS:
-            raise PydanticCustomError(
-                "not_text",
-                "the {kind} U+{code} at position {position} is not text: remove it",
-                {"kind": kind, "code": f"{ord(character):04X}", "position": position},
-            )
-    return text
-
-
-Text = Annotated[str, AfterValidator(_refuse_what_is_not_text)]
-Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-PositiveCount = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
-NonEmptyText = Annotated[Text, Field(min_length=1)]
-AdapterReference = Annotated[Text, Field(min_length=1, max_length=MAX_REFERENCE_LENGTH)]
-
-
-def _one_or_more(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _one_or_more_schema(min_items: int) -> WithJsonSchema:
-    text = {"type": "string", "minLength": 1}
-    return WithJsonSchema(
-        {"anyOf": [text, {"type": "array", "items": text, "minItems": min_items}]}
-    )
-
-
 # Not a union: an error would be told once for each of its members.
 Prompts = Annotated[
     list[NonEmptyText],
     Field(min_length=1),
-    BeforeValidator(_one_or_more),
-    _one_or_more_schema(min_items=1),
-]
-StopStrings = Annotated[
-    list[NonEmptyText], BeforeValidator(_one_or_more), _one_or_more_schema(min_items=0)
+    BeforeValidator(one_or_more),
+    one_or_more_schema(min_items=1),
 ]
 
 
-class Body(BaseModel):
-    """A request body: strict types, no unknown fields, finite numbers."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class PromptControls(Body):
-    """How a prompt is turned into tokens."""
-
-    use_chat_template: bool = Field(
-        False,
-        description="Wrap each prompt as a user message with the model's own chat template.",
-        examples=[True],
-    )
-    system: NonEmptyText | None = Field(
-        None,
-        description="The system message; only with `use_chat_template`.",
-        examples=["You answer in one sentence."],
-    )
-
-
-class AdapterChoice(Body):
-    """Which adapters a request runs with: either, both or none."""
-
-    adapter: AdapterReference | None = Field(
-        None,
-        description="A LoRA adapter, by name or by `name@version`.",
-        examples=["support-intent-lora"],
-    )
-    soft_prompt: AdapterReference | None = Field(
-        None,
-        description="A soft prompt, by name or by `name@version`.",
-        examples=["support-intent-prompt"],
-    )
-
-
-class FilterControls(Body):
-    """The controls that shape the next-token distribution."""
-
-    temperature: float | None = Field(
-        None,
-        ge=0.0,
-        le=2.0,
-        description="0 is greedy decoding, the default unless a filter is given; from 0.01 to 2, "
-        "low is careful and high is adventurous.",
-        examples=[0.7],
-    )
-    top_k: PositiveCount | None = Field(
-        None, description="Sample among the k most likely tokens only.", examples=[40]
-    )
-    top_p: float | None = Field(
-        None,
-        gt=0.0,
-        le=1.0,
-        description="Sample among the most likely tokens that together hold this probability.",
-        examples=[0.95],
-    )
-    min_p: float | None = Field(
-        None,
-        ge=0.0,
-        le=1.0,
-        description="Drop tokens less likely than this fraction of the most likely one.",
-        examples=[0.05],
-    )
-
-
-class GenerateBody(PromptControls, AdapterChoice, FilterControls):
+class GenerateBody(PromptControls, AdapterChoice, SamplingFields):
     """One prompt or several, and how to complete them."""
 
     model_config = ConfigDict(
@@ -164,57 +58,6 @@ class GenerateBody(PromptControls, AdapterChoice, FilterControls):
     prompt: Prompts = Field(
         description="The text to complete, or a list of texts, answered in order.",
         examples=["The capital of France is", ["One, two,", "Red, green,"]],
-    )
-    max_new_tokens: PositiveCount | None = Field(
-        None,
-        description="The most tokens to generate (128 unless given); a limit, not a promise.",
-        examples=[64],
-    )
-    min_new_tokens: Count | None = Field(
-        None,
-        description="Tokens to generate before an end-of-sequence token or a stop string counts.",
-        examples=[8],
-    )
-    repetition_penalty: float | None = Field(
-        None,
-        ge=0.1,
-        le=10.0,
-        description="Above 1, tokens of the prompt and the completion become less likely.",
-        examples=[1.1],
-    )
-    presence_penalty: float | None = Field(
-        None,
-        ge=-2.0,
-        le=2.0,
-        description="Above 0, tokens that the completion holds already become less likely.",
-        examples=[0.5],
-    )
-    frequency_penalty: float | None = Field(
-        None,
-        ge=-2.0,
-        le=2.0,
-        description="As `presence_penalty`, for each time that the completion holds the token.",
-        examples=[0.5],
-    )
-    seed: Count | None = Field(
-        None,
-        description="The same seed and request give the same text; only with random sampling.",
-        examples=[7],
-    )
-    stop: StopStrings = Field(
-        default_factory=list,
-        description="End a completion before this text, or before any of these.",
-        examples=[["\n\n", "User:"]],
-    )
-    n: PositiveCount = Field(
-        1,
-        description="Completions of each prompt; above 1 only with random sampling.",
-        examples=[2],
-    )
-    ignore_eos: bool = Field(
-        False,
-        description="Go on after an end-of-sequence token, up to `max_new_tokens`.",
-        examples=[False],
     )
     logprobs: int | None = Field(
         None,
@@ -237,21 +80,7 @@ class GenerateBody(PromptControls, AdapterChoice, FilterControls):
             request_id=request_id,
             prompts=tuple(self.prompt),
             format=PromptFormat(self.use_chat_template, self.system),
-            sampling=resolve_sampling(
-                max_new_tokens=self.max_new_tokens,
-                min_new_tokens=self.min_new_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                min_p=self.min_p,
-                repetition_penalty=self.repetition_penalty,
-                presence_penalty=self.presence_penalty,
-                frequency_penalty=self.frequency_penalty,
-                seed=self.seed,
-                stop=self.stop,
-                n=self.n,
-                ignore_eos=self.ignore_eos,
-            ),
+            sampling=resolve_sampling(**self.sampling_given()),
             logprobs=self.logprobs,
             adapter=self.adapter,
             soft_prompt=self.soft_prompt,

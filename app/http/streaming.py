@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -123,6 +123,8 @@ class Answering:
     request: GenerationRequest
     engine: Engine
     return_token_ids: bool
+    # What the end of a completion says besides, by its prompt's index.
+    of_prompt: Callable[[int], dict[str, Any]] = lambda prompt_index: {}
     tally: Tally = field(default_factory=Tally)
     # Of a stream, whose status says nothing of how it ended.
     outcome: Outcome = "aborted"
@@ -250,6 +252,7 @@ def _ending(answering: Answering, chunk: GenerationChunk) -> dict[str, Any]:
         "id": answering.request.request_id,
         "model": answering.engine.info.model,
         "sampling": SamplingOut.of(answering.request.sampling),
+        **answering.of_prompt(chunk.prompt_index),
     }
 
 

@@ -69,11 +69,15 @@ class Served:
 async def starting(engine: FakeEngine, **settings: Any) -> AsyncIterator[Served]:
     """A served app, whether its engine has started or not.
 
-    Unless `settings` say otherwise, its adapter store is its own and its watched folder is missing.
+    Unless `settings` say otherwise, its store is its own and its watched folders are missing.
     """
     failures: list[SoftserveError] = []
     with tempfile.TemporaryDirectory() as folder:
-        own = {"adapter_store": Path(folder, "store"), "adapter_dir": Path(folder, "adapters")}
+        own = {
+            "adapter_store": Path(folder, "store"),
+            "adapter_dir": Path(folder, "adapters"),
+            "template_dir": Path(folder, "templates"),
+        }
         app = create_app(Settings(**own | settings), engine, failures.append)
         async with app.router.lifespan_context(app), client_of(app) as client:
             yield Served(app, client, failures)

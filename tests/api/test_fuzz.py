@@ -18,7 +18,7 @@ from tests.fake_engine import FakeEngine
 SCHEMA = schemathesis.openapi.from_dict(
     create_app(Settings(), FakeEngine(), lambda _: None).openapi()
 )
-POSTS = ("/generate", "/inspect")
+POSTS = ("/generate", "/inspect", "/icl/render", "/icl/generate")
 GETS = ("/info", "/health/live", "/health/ready", "/metrics")
 MODEST = settings(
     max_examples=100,
@@ -36,6 +36,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 FIELDS = [
     *("prompt", "n", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "logprobs"),
     *("max_new_tokens", "min_new_tokens", "stream", "system", "use_chat_template", "num_tokens"),
+    *("template", "inputs", "shots", "selection", "selection_seed", "examples"),
 ]
 
 

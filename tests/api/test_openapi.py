@@ -76,6 +76,13 @@ def test_every_endpoint_is_there() -> None:
         ("/adapters/{name}", "put"),
         ("/adapters/{name}", "delete"),
         ("/adapters/{name}/rollback", "post"),
+        ("/icl/render", "post"),
+        ("/icl/generate", "post"),
+        ("/icl/templates", "get"),
+        ("/icl/templates/{name}", "get"),
+        ("/icl/templates/{name}", "put"),
+        ("/icl/templates/{name}", "delete"),
+        ("/icl/templates/{name}/rollback", "post"),
         ("/info", "get"),
         ("/health/live", "get"),
         ("/health/ready", "get"),
@@ -105,5 +112,5 @@ def test_every_error_has_the_one_body() -> None:
 
 
 def test_bodies_take_no_unknown_field() -> None:
-    for name in ("GenerateBody", "InspectBody"):
+    for name in ("GenerateBody", "InspectBody", "RenderBody", "IclGenerateBody", "Template"):
         assert SCHEMAS[name]["additionalProperties"] is False

@@ -11,15 +11,16 @@ ROOT = Path(app.__file__).parent
 # From the foundation up: a module imports from its own row or from rows above it in this list.
 LAYERS = [
     {"app", "app.errors", "app.threads", "app.merging"},
-    {"app.settings", "app.generation"},
+    {"app.settings", "app.generation", "app.controls"},
     {"app.logs", "app.metrics", "app.admission"},
-    {"app.engine", "app.inspection"},
+    {"app.engine", "app.inspection", "app.evaluation"},
     {"app.adapters"},
-    {"app.service", "app.lifecycle"},
+    {"app.icl"},
+    {"app.service", "app.lifecycle", "app.in_context"},
     {"app.http"},
     {"app.application", "app.client"},
-    {"app.server", "app.tables", "app.adapter_tables", "app.terminal"},
-    {"app.cli", "app.adapter_cli"},
+    {"app.server", "app.tables", "app.adapter_tables", "app.terminal", "app.evaluation_tables"},
+    {"app.cli", "app.adapter_cli", "app.icl_cli", "app.evaluate_cli"},
 ]
 # Library: the only places that may import it.
 LIBRARIES = {
@@ -30,11 +31,14 @@ LIBRARIES = {
     "torch": {"app.engine", "app.adapters.validation"},
     "transformers": {"app.engine"},
     "prometheus_client": {"app.metrics", "app.http"},
-    "typer": {"app.cli", "app.adapter_cli", "app.terminal"},
+    "typer": {"app.cli", "app.adapter_cli", "app.icl_cli", "app.evaluate_cli", "app.terminal"},
     "httpx": {"app.client"},
     "safetensors": {"app.engine", "app.adapters.validation"},
     "huggingface_hub": {"app.engine", "app.adapters.sources"},
     "watchfiles": {"app.adapters.watcher"},
+    "jinja2": {"app.icl.rendering", "app.engine.vllm"},
+    "yaml": {"app.icl.source"},
+    "bm25s": {"app.icl.selection"},
 }
 # Within one row, what must stay apart.
 FORBIDDEN = [
@@ -48,9 +52,20 @@ FORBIDDEN = [
     ("app.adapters", "app.inspection"),
     ("app.adapters", "app.admission"),
     ("app.adapters", "app.metrics"),
+    ("app.evaluation", "app.engine"),
+    ("app.evaluation", "app.inspection"),
+    ("app.engine", "app.evaluation"),
+    ("app.inspection", "app.evaluation"),
+    ("app.adapters", "app.evaluation"),
+    ("app.icl", "app.evaluation"),
     ("app.engine", "app.admission"),
     ("app.engine", "app.metrics"),
     ("app.lifecycle", "app.service"),
+    ("app.lifecycle", "app.in_context"),
+    ("app.in_context", "app.lifecycle"),
+    ("app.service", "app.in_context"),
+    ("app.icl", "app.admission"),
+    ("app.icl", "app.metrics"),
     ("app.service", "app.lifecycle"),
     ("app.http", "app.lifecycle"),
 ]

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 
 COMMAND = [str(Path(sys.executable).with_name("softserve")), "serve", "--port", "0"]
+SHIPPED_TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 START_TIMEOUT_SECONDS = 600.0
 EXIT_TIMEOUT_SECONDS = 90.0
 
@@ -23,14 +25,21 @@ EXIT_TIMEOUT_SECONDS = 90.0
 class ServerProcess:
     """`softserve serve` in a process group of its own, its log collected line by line.
 
-    Its adapters are its own: a store and a watched folder below `folder`.
+    Its adapters are its own: a store and a watched folder below `folder`. So are its templates,
+    which begin as those that ship.
     """
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.adapter_dir = folder / "adapters"
         self.adapter_store = folder / "store"
         self.adapter_dir.mkdir(exist_ok=True)
-        places = [f"--adapter-dir={self.adapter_dir}", f"--adapter-store={self.adapter_store}"]
+        self.template_dir = folder / "templates"
+        shutil.copytree(SHIPPED_TEMPLATES, self.template_dir, dirs_exist_ok=True)
+        places = [
+            f"--adapter-dir={self.adapter_dir}",
+            f"--adapter-store={self.adapter_store}",
+            f"--template-dir={self.template_dir}",
+        ]
         self.process = subprocess.Popen(
             [*COMMAND, "--log-format", "json", *places, *arguments],
             stderr=subprocess.PIPE,

@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from app.adapters import registry as registry_module
 from app.adapters import store as store_module
 from app.adapters.archive import UploadedFile
+from app.adapters.history import Watched
 from app.adapters.registry import Adapters, AdapterStatus, Registry, check_name
 from app.adapters.sources import HubRepository
-from app.adapters.store import Watched
 from app.engine.protocol import AdapterKind
 from app.errors import (
     AdapterConflict,
@@ -485,7 +485,7 @@ async def test_rolling_back_goes_down_the_list(registry: Registry, publish: Publ
         await registry.rollback("summary")
     assert raised.value.message == (
         "summary has no version older than the live one: name the one to go to in version, or add "
-        "the adapter again"
+        "it again"
     )
     assert await _answer(registry, "summary") == "a"
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from app.adapters import store as store_module
-from app.adapters.store import Entry, Record, Store, Watched, store_folder
+from app.adapters.history import Entry, Watched
+from app.adapters.store import Record, Store, store_folder
 from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE, AdapterVersion
 from app.errors import StartError
 from app.settings import Settings
@@ -236,7 +237,8 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from datetime import UTC, datetime
-from app.adapters.store import Entry, Record, Store
+from app.adapters.history import Entry
+from app.adapters.store import Record, Store
 from tests.staged_versions import stage
 
 store = Store(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Which way of prompting is best: scores, how sure they are, and a report."""

@@ -1,0 +1,129 @@
+"""Scores of completions against references, by rouge-score and sacrebleu.
+
+A score of many rows follows from sums over them: a mean from the sum of the rows' scores, corpus
+BLEU from the sums of n-gram counts and lengths. So a bootstrap resamples rows without scoring any
+text again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+METRICS = ("rouge", "bleu", "exact", "accuracy")
+ROUGE_TYPES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+ROUGE_PARTS = {"fmeasure": "F1", "precision": "P", "recall": "R"}
+# Counts and totals of n-grams up to 4, and two lengths.
+BLEU_ORDER = 4
+
+Sums = NDArray[np.float64]
+
+
+class EvaluationError(Exception):
+    """An evaluation cannot be done: a sentence for the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One column: `parts`, of shape (rows, parts), and the score of their sums over some rows.
+
+    Scores lie between 0 and 100.
+    """
+
+    name: str
+    parts: NDArray[np.float64]
+    of_sums: Callable[[Sums, int], float]
+
+    @property
+    def score(self) -> float:
+        """Of all rows."""
+        return self.of_sums(self.parts.sum(axis=0), len(self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A completion beside its reference; `label` is the model's likeliest, where there are any."""
+
+    completion: str
+    reference: str
+    label: str | None = None
+
+
+def measures(metric: str, rows: Sequence[Scored]) -> list[Measure]:
+    """The columns of a metric.
+
+    Raises:
+        EvaluationError: `accuracy` without labels, or a library that is not installed.
+    """
+    match metric:
+        case "rouge":
+            return _rouge(rows)
+        case "bleu":
+            return [_bleu(rows)]
+        case "exact":
+            return [_mean("exact", [row.completion == row.reference for row in rows])]
+        case "accuracy":
+            if any(row.label is None for row in rows):
+                raise EvaluationError(
+                    "accuracy needs a template with labels: give it some, or use exact"
+                )
+            return [_mean("accuracy", [row.label == row.reference for row in rows])]
+        case _:
+            raise EvaluationError(f"there is no metric {metric}: choose from {', '.join(METRICS)}")
+
+
+def _mean(name: str, scores: Sequence[float]) -> Measure:
+    parts = np.array(scores, dtype=np.float64).reshape(-1, 1)
+    return Measure(name, parts, lambda sums, num_rows: float(100 * sums[0] / num_rows))
+
+
+def _rouge(rows: Sequence[Scored]) -> list[Measure]:
+    scorer = _rouge_scorer()
+    scored = [scorer.score(row.reference, row.completion) for row in rows]
+    return [
+        _mean(f"{name} {part_name}", [getattr(scores[kind], part) for scores in scored])
+        for kind, name in ROUGE_TYPES.items()
+        for part, part_name in ROUGE_PARTS.items()
+    ]
+
+
+def _bleu(rows: Sequence[Scored]) -> Measure:
+    library = _library("sacrebleu")
+    bleu = library.BLEU()
+    parts = []
+    for row in rows:
+        # A corpus of one row: its counts are those of the row, whatever its own score is worth.
+        counted = bleu.corpus_score([row.completion], [[row.reference]])
+        parts.append([*counted.counts, *counted.totals, counted.sys_len, counted.ref_len])
+
+    def of_sums(sums: Sums, num_rows: int) -> float:
+        counts = [int(each) for each in sums]
+        score = library.BLEU.compute_bleu(
+            correct=counts[:BLEU_ORDER],
+            total=counts[BLEU_ORDER : 2 * BLEU_ORDER],
+            sys_len=counts[-2],
+            ref_len=counts[-1],
+        )
+        return float(score.score)
+
+    return Measure("BLEU", np.array(parts, dtype=np.float64).reshape(len(rows), -1), of_sums)
+
+
+@cache
+def _rouge_scorer() -> Any:
+    scorer = _library("rouge_score.rouge_scorer")
+    return scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+
+
+def _library(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise EvaluationError(
+            f"softserve evaluate needs {package}: install it with `pip install {package}`"
+        ) from error

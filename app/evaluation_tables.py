@@ -1,0 +1,67 @@
+"""What `softserve evaluate` prints."""
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from app.evaluation.bootstrap import Interval
+from app.evaluation.comparison import Comparison, verdict
+from app.evaluation.metrics import ROUGE_PARTS, ROUGE_TYPES
+
+PIPE_WIDTH = 200
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """A row a variant, F1 with precision and recall below it, and who is best."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    table = Table(
+        title=f"{comparison.num_rows} rows; below each score its 95% interval",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("variant", overflow="fold")
+    columns = _columns(comparison)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("prompt\ntokens", "completion\ntokens", "shots", "latency"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison.rows:
+        table.add_row(
+            row.name,
+            *(_cell(name, row.scores) for name in columns),
+            f"{row.prompt_tokens:.0f}",
+            f"{row.completion_tokens:.1f}",
+            f"{row.shots:.1f}" + (f"\n-{row.num_dropped}" if row.num_dropped else ""),
+            f"{row.latency_ms:,.0f} ms",
+            style="bold" if row.name == comparison.best else None,
+            end_section=True,
+        )
+    console.print(table)
+    if comparison.num_skipped:
+        console.print(f"{comparison.num_skipped} rows were left out: they do not fit.")
+    console.print(verdict(comparison), markup=False)
+
+
+def _columns(comparison: Comparison) -> list[str]:
+    """ROUGE's precision and recall share a column with its F1."""
+    names = []
+    for name in comparison.rows[0].scores:
+        kind = name.rpartition(" ")[0]
+        column = kind if kind in ROUGE_TYPES.values() else name
+        if column not in names:
+            names.append(column)
+    return names
+
+
+def _cell(column: str, scores: dict[str, Interval]) -> str:
+    if column in scores:
+        return _with_interval(scores[column])
+    f1, precision, recall = (scores[f"{column} {part}"] for part in ROUGE_PARTS.values())
+    return f"{_with_interval(f1)}\nP {precision.score:.1f} R {recall.score:.1f}"
+
+
+def _with_interval(score: Interval) -> str:
+    return f"{score.score:.1f}\n{score.low:.1f} to {score.high:.1f}"

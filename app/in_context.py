@@ -1,0 +1,338 @@
+"""In-context learning: from a template, inputs and a number of shots to prompts and completions.
+
+The plot: resolve the template, choose examples, fit them into the context window, score the labels
+if there are any; the rest is a generation like any other.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from app.adapters.registry import Adapters
+from app.engine.protocol import Decoding, Prompt
+from app.errors import ContextWindowExceeded, InvalidRequest, SoftserveError, TemplateRejected
+from app.generation import (
+    GenerationChunk,
+    GenerationRequest,
+    PromptFormat,
+    resolve_sampling,
+)
+from app.icl.compilation import CompiledTemplate, ExampleSet, text_of_inputs
+from app.icl.fitting import most_shots_that_fit
+from app.icl.folder import TemplateFolder
+from app.icl.labels import LabelScore, score_labels
+from app.icl.registry import ResolvedTemplate, TemplateRegistry
+from app.icl.selection import as_shown, most_useful
+from app.icl.template import Example, Inputs, Selection, Shots, Template
+from app.service import Service, prompt_of, tokenize
+
+log = structlog.get_logger(__name__)
+
+# One idea with several fields: a request that gives one of them replaces a template's of them all.
+RANDOM_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "seed", "n"}
+
+
+@dataclass(frozen=True, slots=True)
+class InContextRequest:
+    """What a client asks.
+
+    `template` is a name, `name@version`, or a template. `sampling`, `adapters` hold what was given:
+    the template's own defaults fill in the rest. `examples` take the place of the template's.
+    """
+
+    request_id: str
+    template: str | Template
+    inputs: tuple[Inputs, ...]
+    shots: Shots = "auto"
+    selection: Selection | None = None
+    selection_seed: int | None = None
+    examples: tuple[Example, ...] | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, str | None] = field(default_factory=dict)
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FewShotPrompt:
+    """A prompt as the model gets it.
+
+    `shown` are the places of the examples in it, in its order; `dropped` of those that were chosen
+    and did not fit.
+    """
+
+    index: int
+    text: str
+    num_tokens: int
+    num_virtual_tokens: int
+    shown: tuple[int, ...]
+    dropped: tuple[int, ...]
+    labels: tuple[LabelScore, ...] = ()
+
+
+class Preparation:
+    """A request whose template is known; `prompts` are there once they have been fitted."""
+
+    def __init__(
+        self,
+        asked: InContextRequest,
+        template: ResolvedTemplate,
+        examples: ExampleSet,
+        num_shots: int,
+        selection: Selection,
+        request: GenerationRequest,
+    ) -> None:
+        self.asked = asked
+        self.template = template
+        self.examples = examples
+        self.num_shots = num_shots
+        self.selection = selection
+        self.request = request
+        self.prompts: list[FewShotPrompt] = []
+
+    @property
+    def compiled(self) -> CompiledTemplate:
+        return self.template.compiled
+
+
+class InContext:
+    """The operations on templates that need the model."""
+
+    def __init__(self, service: Service, templates: TemplateRegistry, folder: Path) -> None:
+        self._service = service
+        self._engine = service.engine
+        self._folder = TemplateFolder(templates, folder)
+        self.templates = templates
+
+    async def open(self) -> None:
+        """Read the store, which the adapters' has locked: what was live is live again."""
+        await self.templates.open()
+
+    async def catch_up(self) -> None:
+        """Make live what lies in the watched folder, and warm what asks for it."""
+        await self._folder.catch_up()
+        for name in self.templates.live:
+            await self.warm(name)
+
+    async def run(self) -> None:
+        """Watch the folder until cancelled."""
+        await self._folder.run()
+
+    async def prepare(self, asked: InContextRequest) -> Preparation:
+        """Resolve what a request names, and check what can be without tokens.
+
+        Raises:
+            TemplateNotFound: no such template or version.
+            TemplateRejected: the template, or an example, is invalid.
+            InvalidRequest: inputs, shots, selection or controls are wrong.
+            Unavailable: the server takes no work.
+        """
+        self._service.check_serving()
+        template = await self._resolve(asked.template)
+        compiled, fields = template.compiled, template.compiled.template
+        for index, inputs in enumerate(asked.inputs):
+            compiled.check_inputs(inputs, _which(index, len(asked.inputs)))
+        if asked.examples is None:
+            examples = compiled.examples
+        else:
+            examples = await asyncio.to_thread(compiled.example_set, asked.examples)
+        selection = asked.selection or fields.selection
+        if asked.selection_seed is not None and selection != "random":
+            raise InvalidRequest(
+                f"selection_seed has no effect with selection {selection}: leave it out, or set "
+                "selection to random",
+                param="selection_seed",
+            )
+        adapters = {"adapter": fields.adapter, "soft_prompt": fields.soft_prompt, **asked.adapters}
+        queries = await asyncio.to_thread(
+            lambda: tuple(compiled.query(inputs) for inputs in asked.inputs)
+        )
+        request = GenerationRequest(
+            request_id=asked.request_id,
+            prompts=queries,
+            sampling=resolve_sampling(**_sampling(fields, asked.sampling)),
+            format=PromptFormat(fields.use_chat_template, fields.system),
+            logprobs=asked.logprobs,
+            **adapters,
+        )
+        num_shots = _num_shots(asked.shots, len(examples), fields.max_shots)
+        return Preparation(asked, template, examples, num_shots, selection, request)
+
+    async def render(self, prepared: Preparation) -> list[Prompt]:
+        """Make the prompts, and generate nothing. Raises as `generate` does."""
+        async with self._service.holding(prepared.request) as adapters:
+            return await self._encode(prepared, adapters, with_labels=False)
+
+    async def generate(self, prepared: Preparation) -> AsyncGenerator[GenerationChunk]:
+        """As `Service.generate`; the prompts are fitted before the first chunk.
+
+        Raises:
+            ContextWindowExceeded: an input does not fit even with zero shots.
+        """
+
+        async def encode(adapters: Adapters) -> list[Prompt]:
+            return await self._encode(prepared, adapters, with_labels=True)
+
+        async with aclosing(self._service.generate(prepared.request, encode)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def warm(self, name: str) -> None:
+        """Have the prefix cache hold what a live template's prompts begin with, if it asks for it.
+
+        It is a help, not a promise: the reason why it fails is logged.
+        """
+        try:
+            template = await self.templates.resolve(name)
+            fields = template.compiled.template
+            if not fields.warm:
+                return
+            texts = template.compiled.examples.texts[: fields.max_shots]
+            text = template.compiled.shared_prefix(texts)
+            as_chat = PromptFormat(fields.use_chat_template, fields.system)
+            registry = self._service.registry
+            async with registry.lease(fields.adapter, fields.soft_prompt) as adapters:
+                token_ids = await tokenize(self._engine, text, as_chat)
+                room = self._engine.info.context_window - adapters.num_virtual_tokens - 1
+                prompt = prompt_of(0, token_ids[:room], adapters)
+                decoding = Decoding(resolve_sampling(max_new_tokens=1))
+                async for _ in self._engine.generate(f"warm-{name}", prompt, decoding):
+                    pass
+            log.info("a template is warm", name=name, tokens=len(prompt.token_ids))
+        except SoftserveError as error:
+            log.warning("a template cannot be warmed", name=name, why=error.message)
+
+    async def _resolve(self, template: str | Template) -> ResolvedTemplate:
+        if isinstance(template, str):
+            return await self.templates.resolve(template)
+        try:
+            compiled = await self.templates.compiled(template)
+        except TemplateRejected as error:
+            raise TemplateRejected(error.message, param="template") from error
+        return ResolvedTemplate(None, template.digest, compiled)
+
+    async def _encode(
+        self, prepared: Preparation, adapters: Adapters, *, with_labels: bool
+    ) -> list[Prompt]:
+        """Fit every prompt, and keep what is told of it."""
+        scored = count()
+        encoded = await asyncio.gather(
+            *(
+                self._fit(prepared, adapters, index, scored if with_labels else None)
+                for index in range(len(prepared.request.prompts))
+            )
+        )
+        prepared.prompts = [described for described, _ in encoded]
+        return [prompt for _, prompt in encoded]
+
+    async def _fit(
+        self, prepared: Preparation, adapters: Adapters, index: int, scored: "count[int] | None"
+    ) -> tuple[FewShotPrompt, Prompt]:
+        inputs, query = prepared.asked.inputs[index], prepared.request.prompts[index]
+        compiled, prompt_format = prepared.compiled, prepared.request.format
+        chosen = await asyncio.to_thread(
+            most_useful,
+            prepared.selection,
+            prepared.examples,
+            prepared.num_shots,
+            text_of_inputs(inputs),
+            prepared.asked.selection_seed or 0,
+        )
+
+        def shown(num_shots: int) -> list[int]:
+            return as_shown(prepared.selection, chosen[:num_shots])
+
+        def text_with(num_shots: int) -> str:
+            texts = [prepared.examples.texts[place] for place in shown(num_shots)]
+            return compiled.prompt(texts, query)
+
+        async def tokens_with(num_shots: int) -> list[int]:
+            return await tokenize(self._engine, text_with(num_shots), prompt_format)
+
+        num_new_tokens = prepared.request.sampling.max_new_tokens
+        room = self._engine.info.context_window - adapters.num_virtual_tokens - num_new_tokens
+        num_shots, token_ids = await most_shots_that_fit(len(chosen), tokens_with, room)
+        if (excess := len(token_ids) - room) > 0:
+            raise ContextWindowExceeded(
+                f"{_which(index, len(prepared.asked.inputs))} with zero shots make a prompt of "
+                f"{len(token_ids):,} tokens"
+                + (
+                    f", its soft prompt has {adapters.num_virtual_tokens:,}"
+                    if adapters.num_virtual_tokens
+                    else ""
+                )
+                + f" and max_new_tokens is {num_new_tokens:,}; the context window is "
+                f"{self._engine.info.context_window:,}: shorten the inputs by {excess:,} tokens, "
+                "or lower max_new_tokens",
+                param="inputs",
+            )
+        prompt = prompt_of(index, token_ids, adapters)
+        text = text_with(num_shots)
+        if prompt_format.use_chat_template:
+            text = self._engine.chat_prompt(text, prompt_format.system)
+        labels: tuple[LabelScore, ...] = ()
+        if scored is not None and compiled.template.labels:
+            continuations = compiled.continuations(inputs, query)
+            labels = await self._score_labels(prepared, adapters, text, continuations, scored)
+        described = FewShotPrompt(
+            index=index,
+            text=text,
+            num_tokens=len(token_ids),
+            num_virtual_tokens=adapters.num_virtual_tokens,
+            shown=tuple(shown(num_shots)),
+            dropped=tuple(chosen[num_shots:]),
+            labels=labels,
+        )
+        return described, prompt
+
+    async def _score_labels(
+        self,
+        prepared: Preparation,
+        adapters: Adapters,
+        text: str,
+        continuations: list[str],
+        scored: "count[int]",
+    ) -> tuple[LabelScore, ...]:
+        is_chat = prepared.request.format.use_chat_template
+        sequences = [
+            await self._engine.tokenize(text + each, add_special_tokens=not is_chat)
+            for each in continuations
+        ]
+
+        async def next_token_logprobs(token_ids: list[int]) -> NDArray[np.float32]:
+            request_id = f"{prepared.request.request_id}-label"
+            prompt = prompt_of(next(scored), token_ids, adapters)
+            return await self._engine.next_token_logprobs(request_id, prompt)
+
+        return await score_labels(prepared.compiled.template.labels, sequences, next_token_logprobs)
+
+
+def _which(index: int, num_inputs: int) -> str:
+    return "inputs" if num_inputs == 1 else f"inputs {index}"
+
+
+def _num_shots(shots: Shots, num_examples: int, max_shots: int) -> int:
+    if shots == "auto":
+        return min(max_shots, num_examples)
+    if shots > num_examples:
+        has = f"there are {num_examples:,}" if num_examples else "there are none"
+        raise InvalidRequest(
+            f"shots asks for {shots:,} examples and {has}: lower shots, or give examples",
+            param="shots",
+        )
+    return shots
+
+
+def _sampling(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The controls of a request over those of a template."""
+    defaults = template.sampling_given()
+    if given.keys() & RANDOM_SAMPLING:
+        defaults = {name: each for name, each in defaults.items() if name not in RANDOM_SAMPLING}
+    return defaults | dict(given)

@@ -1,0 +1,186 @@
+"""Scores equal to those of the libraries, intervals, reports, and an evaluation that goes on."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from app.evaluation.bootstrap import difference, interval
+from app.evaluation.comparison import Comparison, Sample, compare, verdict
+from app.evaluation.metrics import EvaluationError, Scored, measures
+from app.evaluation.report import html_report
+from app.evaluation.runner import Answered, Question, ask_all
+from app.evaluation.variants import combine, key_of, name_of
+from app.evaluation_tables import print_comparison
+
+REFERENCES = [
+    "Nora asks Piet to bring four chairs on Saturday.",
+    "The plumber returns on Thursday.",
+    "They are running late, so dinner is moved to nine.",
+    "Ben uploads the file.",
+]
+COMPLETIONS = [
+    "Piet will bring four chairs on Saturday.",
+    "The plumber returns on Thursday.",
+    "Dinner moves, because they run late.",
+    "",
+]
+ROWS = [Scored(*pair) for pair in zip(COMPLETIONS, REFERENCES, strict=True)]
+
+
+def test_rouge_is_that_of_rouge_score() -> None:
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    scored = [scorer.score(row.reference, row.completion) for row in ROWS]
+    ours = {measure.name: measure.score for measure in measures("rouge", ROWS)}
+    assert len(ours) == 9
+    for kind, name in (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L")):
+        for part, shown in (("fmeasure", "F1"), ("precision", "P"), ("recall", "R")):
+            expected = 100 * np.mean([getattr(each[kind], part) for each in scored])
+            assert ours[f"{name} {shown}"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4])
+def test_bleu_is_that_of_sacrebleu(num_rows: int) -> None:
+    (bleu,) = measures("bleu", ROWS[:num_rows])
+    expected = sacrebleu.corpus_bleu(COMPLETIONS[:num_rows], [REFERENCES[:num_rows]])
+    assert bleu.score == pytest.approx(expected.score, abs=1e-12)
+
+
+def test_exact_and_accuracy() -> None:
+    (exact,) = measures("exact", ROWS)
+    assert exact.score == 25.0
+    rows = [Scored("x", "yes", "yes"), Scored("yes", "yes", "no")]
+    (accuracy,) = measures("accuracy", rows)
+    assert accuracy.score == 50.0
+    with pytest.raises(EvaluationError, match="labels"):
+        measures("accuracy", ROWS)
+    with pytest.raises(EvaluationError, match="no metric meteor"):
+        measures("meteor", ROWS)
+
+
+def _hits(*hits: int) -> list[Scored]:
+    return [Scored("a" if hit else "b", "a") for hit in hits]
+
+
+def test_an_interval_holds_the_score_and_narrows_with_rows() -> None:
+    few, many = (interval(measures("exact", _hits(*[1, 0] * n))[0], 0) for n in (5, 500))
+    for each in (few, many):
+        assert each.low < each.score < each.high
+    assert many.high - many.low < (few.high - few.low) / 5
+    assert interval(measures("exact", _hits(1, 1))[0], 0).low == 100.0
+
+
+def test_a_paired_difference() -> None:
+    (best,) = measures("exact", _hits(*[1] * 40, *[0] * 10))
+    (second,) = measures("exact", _hits(*[1] * 20, *[0] * 30))
+    clear = difference(best, second, 0)
+    assert clear.beyond_noise
+    assert clear.interval.score == pytest.approx(40.0)
+    assert clear.p_value < 0.01
+    same = difference(best, best, 0)
+    assert not same.beyond_noise
+    assert same.p_value == 1.0
+
+
+def _compared(*, skip: bool = False) -> Comparison:
+    good = [Answered(f"g{i}", each, prompt_tokens=10) for i, each in enumerate(REFERENCES)]
+    poor = [Answered(f"p{i}", each, num_dropped=1) for i, each in enumerate(COMPLETIONS)]
+    if skip:
+        poor[0] = Answered("p0", skipped="it does not fit")
+    return compare(["a <b>", "poor"], [good, poor], REFERENCES, ["rouge", "bleu", "exact"], 0)
+
+
+def test_a_comparison() -> None:
+    comparison = _compared()
+    assert (comparison.best, comparison.second, comparison.num_rows) == ("a <b>", "poor", 4)
+    assert comparison.headline == "ROUGE-L F1"
+    assert comparison.rows[0].scores["BLEU"].score == pytest.approx(100.0)
+    assert "a <b>" in verdict(comparison)
+    skipped = _compared(skip=True)
+    assert (skipped.num_rows, skipped.num_skipped) == (3, 1)
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(_compared())
+    shown = capsys.readouterr().out
+    for text in ("ROUGE-1", "ROUGE-L", "BLEU", "P 100.0 R 100.0", "paired bootstrap"):
+        assert text in shown
+
+
+def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:
+    samples = [Sample({"dialogue": "<script>alert(1)</script>"}, "ref & er", ["<i>", "x"])]
+    page = html_report(_compared(skip=True), samples, "a title <")
+    assert "<svg" in page
+    assert "a &lt;b&gt;" in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "http" not in page
+    assert "1 were left out" in page
+
+
+def test_variants() -> None:
+    variants = combine(["t"], [0, 1, "auto"], [None, "a"], [None, 0.7])
+    assert len(variants) == 12
+    assert name_of(variants[0], variants) == "0 shots, template's adapter, temperature 0"
+    assert name_of(variants[7], variants) == "1 shot, a, temperature 0.7"
+    assert variants[7].body({"x": "y"}, 3) == {
+        "inputs": {"x": "y"}, "shots": 1, "adapter": "a", "temperature": 0.7, "seed": 3,
+    }  # fmt: skip
+    (base,) = combine(["t"], [0], ["none"], [0.0])
+    assert base.body({}, 3) == {"inputs": {}, "shots": 0, "adapter": None, "temperature": 0.0}
+    assert key_of("m", {"a": 1, "b": 2}, "r") == key_of("m", {"b": 2, "a": 1}, "r")
+    assert key_of("m", {"a": 1}, "r") != key_of("m", {"a": 1}, "s")
+
+
+async def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    questions = [Question(f"k{i}", {}) for i in range(10)]
+    asked: list[str] = []
+    running = most = 0
+
+    async def ask(question: Question) -> Answered:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        asked.append(question.key)
+        if len(asked) == 6:
+            raise EvaluationError("the server has gone")
+        return Answered(question.key, completion=question.key)
+
+    with pytest.raises(EvaluationError, match="gone"):
+        await ask_all(questions, ask, file, 3, lambda: None)
+    kept = [json.loads(line)["key"] for line in file.read_text().splitlines()]
+    assert most == 3
+    assert len(kept) >= 5
+
+    # As if it had been killed while it wrote.
+    file.write_text(file.read_text() + '{"key": "k9", "compl')
+    asked.clear()
+    seen: list[int] = []
+    answers = await ask_all(questions, ask, file, 2, lambda: seen.append(1))
+    assert sorted(asked) == sorted({f"k{i}" for i in range(10)} - set(kept))
+    assert len(seen) == 10
+    assert {key: each.completion for key, each in answers.items()} == {
+        f"k{i}": f"k{i}" for i in range(10)
+    }
+    asked.clear()
+    await ask_all(questions, ask, file, 2, lambda: None)
+    assert asked == []
+
+
+async def test_a_file_that_holds_no_results(tmp_path: Path) -> None:
+    async def ask(question: Question) -> Answered:
+        raise AssertionError
+
+    file = tmp_path / "x"
+    file.write_text("one\ntwo\n")
+    with pytest.raises(EvaluationError, match="no file of results"):
+        await ask_all([], ask, file, 1, lambda: None)
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        await ask_all([], ask, tmp_path, 1, lambda: None)

@@ -1,0 +1,135 @@
+"""Templates as files: plain YAML, JSONL beside it, and everything else refused with a sentence."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import TemplateRejected
+from app.icl.source import MAX_TEMPLATE_BYTES, parse_jsonl, parse_yaml, read_template
+from app.icl.template import Template
+
+PLAIN = """
+input_variables: [text]
+example_format: "{{ text }}: {{ output }}"
+query_format: "{{ text }}:"
+"""
+
+
+def read(folder: Path, text: str, **files: str) -> Template | TemplateRejected:
+    (folder / "a.yaml").write_text(text)
+    for name, content in files.items():
+        (folder / f"{name}.jsonl").write_text(content)
+    return read_template(folder / "a.yaml")[1]
+
+
+def rejected(folder: Path, text: str, **files: str) -> str:
+    error = read(folder, text, **files)
+    assert isinstance(error, TemplateRejected)
+    return error.message
+
+
+def test_a_template(tmp_path: Path) -> None:
+    template = read(tmp_path, PLAIN + "stop: END\nexamples: [{text: a, output: 'yes'}]")
+    assert isinstance(template, Template)
+    assert (template.stop, template.examples) == (["END"], [{"text": "a", "output": "yes"}])
+
+
+def test_a_version_is_the_content_however_it_is_written(tmp_path: Path) -> None:
+    inline = read(tmp_path, PLAIN + 'examples: [{output: b, text: a}]\nseparator: "\\n\\n"\n')
+    beside = read(tmp_path, PLAIN + "examples_file: x.jsonl", x='{"text": "a", "output": "b"}\n')
+    other = read(tmp_path, PLAIN + "examples: [{output: c, text: a}]")
+    assert isinstance(inline, Template)
+    assert isinstance(beside, Template)
+    assert isinstance(other, Template)
+    assert inline.digest == beside.digest != other.digest
+
+
+def _laughs() -> str:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for before, after in zip("abcdefgh", "bcdefghi", strict=True):
+        lines.append(f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_laughs(), "an anchor or an alias"),
+        ("a: &a b", "an anchor or an alias"),
+        ("a: *b", "an anchor or an alias"),
+        ("<<: *b", "an anchor or an alias"),
+        ("a: !!python/object/apply:os.system [ls]", "has a tag"),
+        ("a: !include x", "has a tag"),
+        ("[" * 1000, "nested too deeply"),
+        ("a: " + "{b: " * 100, "nested too deeply"),
+        ("- " * 1000 + "x", "nested too deeply"),
+        ("a: 1\n---\na: 2", "second document"),
+        ("a: 1\na: 2", "'a' is there twice (line 2)"),
+        ("1: 2", "a key in line 1 is no text"),
+        ("[1]: 2", "a key in line 1 is no text"),
+        ("? {a: b}\n: 2", "a key in line 1 is no text"),
+        ("- a\n- b", "a mapping of fields"),
+        ("just text", "a mapping of fields"),
+        ("", "a mapping of fields"),
+        ("a: [1", "not YAML"),
+        ("a: b: c", "not YAML"),
+        ("a: \x00", "not YAML"),
+        ("x" * (MAX_TEMPLATE_BYTES + 1), "at most 262,144 bytes"),
+    ],
+)  # fmt: skip
+def test_what_is_not_plain(tmp_path: Path, text: str, message: str) -> None:
+    assert message in rejected(tmp_path, text)
+
+
+def test_many_keys_take_no_time(tmp_path: Path) -> None:
+    keys = "\n".join(f"k{i}: 1" for i in range(20_000))
+    assert rejected(tmp_path, PLAIN + keys).startswith("there is no field k0; ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: red", "there is no field colour"),
+        ("instruction: 7", "instruction: must be a valid string"),
+        ("labels: [yes, no]", "labels.0: must be a valid string"),
+        ("examples: [{text: 2024-01-01, output: 5}]", "must be a text or a list of texts"),
+        ("max_shots: -1", "max_shots"),
+        ("temperature: hot", "temperature"),
+        ("selection: best", "selection: must be 'first'"),
+        ("examples_file: ../x.jsonl", "a .jsonl file beside"),
+        ("examples_file: /etc/passwd", "a .jsonl file beside"),
+        ("examples_file: 7", "a .jsonl file beside"),
+        ("examples_file: none.jsonl", "none.jsonl is not there"),
+        ("examples_file: x.jsonl\nexamples: []", "leave one out"),
+        ("examples_file: broken.jsonl", "not JSON in line 2"),
+        ("examples_file: numbers.jsonl", "examples.0: must be a valid dictionary"),
+    ],
+)
+def test_wrong_fields(tmp_path: Path, text: str, message: str) -> None:
+    files = {"broken": '{"a": "b"}\n{', "numbers": "1\n", "x": ""}
+    assert message in rejected(tmp_path, PLAIN + text, **files)
+
+
+def test_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert isinstance(read_template(tmp_path / "pipe.yaml")[1], TemplateRejected)
+    (tmp_path / "link.yaml").symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="symbolic"):
+        read_template(tmp_path / "link.yaml")
+
+
+def test_jsonl() -> None:
+    rows: list[Any] = [{"a": "1"}, {"a": "2"}]
+    text = "\n\n".join(map(json.dumps, rows)).encode()
+    assert parse_jsonl(text, "x.jsonl") == rows
+    for bad in (b"{" * 100_000, b"\xff", b"1\n" * 1001, b"x" * (1 << 20 | 1)):
+        with pytest.raises(TemplateRejected):
+            parse_jsonl(bad, "x.jsonl")
+
+
+def test_not_utf_8() -> None:
+    with pytest.raises(TemplateRejected):
+        parse_yaml(b"a: \xff\xfe")
