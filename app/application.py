@@ -42,7 +42,14 @@ def create_app(
     metrics.adapters_live.set_function(lambda: registry.num_live)
     metrics.adapters_loaded.set_function(lambda: registry.num_loaded)
     watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
-    lifecycle = Lifecycle(engine, registry, watcher, admission, on_failure)
+
+    def show_memory() -> None:
+        weights = engine.info.weights
+        for part, num_bytes in (("linear", weights.linear_bytes), ("other", weights.other_bytes)):
+            metrics.weight_bytes.labels(weights.precision, part).set(num_bytes)
+        metrics.kv_cache_bytes.set(engine.info.kv_cache_bytes)
+
+    lifecycle = Lifecycle(engine, registry, watcher, admission, show_memory, on_failure)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

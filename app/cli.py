@@ -1,7 +1,9 @@
 """The command line: `softserve serve`, and commands that talk to a running server."""
 
+import signal
 import sys
 from inspect import Parameter, Signature
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -12,7 +14,7 @@ from pydantic.fields import FieldInfo
 from app import __version__
 from app.adapter_cli import adapters
 from app.client import Client
-from app.errors import StartError
+from app.errors import QuantizationFailed, StartError
 from app.http.schemas import InspectAnswer
 from app.logs import configure_logging
 from app.settings import Limits, Settings
@@ -108,6 +110,25 @@ serve.__signature__ = Signature(  # type: ignore[attr-defined]
     ]
 )
 cli.command()(serve)
+
+
+@cli.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="The new folder to write.")],
+) -> None:
+    """Write a checkpoint with INT8 weights (W8A8, compressed-tensors) for --model of serve."""
+    # A terminated run leaves as an interrupted one does, and takes what it has written along.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # PyTorch's import takes seconds, which no other command has to wait for.
+    from app.quantization.checkpoint import quantize_checkpoint, quantize_progress
+
+    try:
+        with quantize_progress() as progress:
+            quantize_checkpoint(model, out, progress)
+    except (StartError, QuantizationFailed) as error:
+        raise fail(error.message) from None
+    typer.echo(f"{out}: serve it with softserve serve --model {out}")
 
 
 @cli.command()

@@ -24,8 +24,8 @@ CATCH_UP_TIMEOUT_SECONDS = 30.0
 class Lifecycle:
     """Runs an engine with its adapters, and says through `admission` whether it takes work.
 
-    `on_failure` is called once, if the engine cannot start or has died and its open requests have
-    been answered.
+    `on_ready` is called once, when the engine has started. `on_failure` is called once, if the
+    engine cannot start or has died and its open requests have been answered.
     """
 
     def __init__(
@@ -34,12 +34,14 @@ class Lifecycle:
         registry: Registry,
         watcher: FolderWatcher,
         admission: Admission,
+        on_ready: Callable[[], None],
         on_failure: Callable[[SoftserveError], None],
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._watcher = watcher
         self._admission = admission
+        self._on_ready = on_ready
         self._on_failure = on_failure
         self._running: asyncio.Task[None] | None = None
 
@@ -80,6 +82,7 @@ class Lifecycle:
         watching = asyncio.create_task(self._watcher.run())
         try:
             await self._watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
+            self._on_ready()
             self._admission.open()
             log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
             # vLLM has no event to wait for.

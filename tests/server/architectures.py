@@ -50,7 +50,11 @@ Case = tuple[int, bool, bool]
 def main(folder: Path) -> None:
     """Print `[model_type, {case: [by vLLM, by transformers]}]` for each."""
     settings = Settings(
-        cache_dir=folder / "cache", kv_cache_gib=0.1, context_window=256, max_lora_rank=8
+        precision="fp32",
+        cache_dir=folder / "cache",
+        kv_cache_gib=0.1,
+        context_window=256,
+        max_lora_rank=8,
     )
     prepare_environment(settings)
     prepare_cpu_environment(eager=True)
