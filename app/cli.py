@@ -124,8 +124,7 @@ def quantize(
     from app.quantization.checkpoint import quantize_checkpoint, quantize_progress
 
     try:
-        with quantize_progress() as progress:
-            quantize_checkpoint(model, out, progress)
+        quantize_checkpoint(model, out, quantize_progress())
     except (StartError, QuantizationFailed) as error:
         raise fail(error.message) from None
     typer.echo(f"{out}: serve it with softserve serve --model {out}")

@@ -45,7 +45,7 @@ def quantize_checkpoint(model: str, out: Path, progress: Progress) -> None:
     _, source = find_model(Settings(model=model))
     check_model_folder(source)
     config = _config_of(source)
-    with _new_folder(out, needed_bytes=_size_of_weights(source)) as folder:
+    with _new_folder(out, needed_bytes=_size_of_weights(source)) as folder, progress:
         # Each of these imports takes seconds: a refusal does not wait for them.
         from app.quantization.calibration import calibrate
 
@@ -82,21 +82,15 @@ def _size_of_weights(source: Path) -> int:
 @contextmanager
 def _new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
     """A temporary folder beside `out`, which becomes `out` if all goes well and is gone if not."""
-    partial = out.with_name(f".{out.name}.partial")
-    lock = FileLock(out.with_name(f".{out.name}.lock"))
     if out.exists():
         raise QuantizationFailed(f"{out} exists already: name a new folder with --out")
+    partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with lock.acquire(blocking=False):
+        with _locked(out):
+            _check_space(out.parent, needed_bytes)
             # What a killed run left behind.
             shutil.rmtree(partial, ignore_errors=True)
-            free_bytes = shutil.disk_usage(out.parent).free
-            if free_bytes < needed_bytes:
-                raise QuantizationFailed(
-                    f"{out.parent} has {free_bytes // MIB:,} MiB left and "
-                    f"{needed_bytes // MIB:,} MiB are needed: free some, or name another --out"
-                )
             try:
                 partial.mkdir()
                 yield partial
@@ -104,14 +98,34 @@ def _new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
                 partial.rename(out)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-                Path(lock.lock_file).unlink(missing_ok=True)
-    except Timeout as error:
-        raise QuantizationFailed(f"{out} is being written by another process") from error
     except OSError as error:
         raise QuantizationFailed(
             f"{out} cannot be written ({error.strerror or error}): free some disk space, or name "
             "another folder with --out"
         ) from error
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    lock = FileLock(out.with_name(f".{out.name}.lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise QuantizationFailed(f"{out} is being written by another process") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise QuantizationFailed(
+            f"{folder} has {free_bytes // MIB:,} MiB left and {needed_bytes // MIB:,} MiB are "
+            "needed: free some, or name another folder with --out"
+        )
 
 
 def _flush(folder: Path) -> None:
