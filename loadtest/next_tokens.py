@@ -89,9 +89,13 @@ def engine_of(folder: Path, settings: Settings) -> Any:
 def measure(engine: Any, windows: list[list[int]], reference: Path, write: bool) -> Quality:
     vocabulary_size = engine.model_config.get_vocab_size()
     positions = sum(len(window) - 1 for window in windows)
-    mode = "w+" if write else "r"
     # Half precision is finer than the differences that are measured: they are averaged.
-    expected = np.memmap(reference, np.float16, mode, shape=(positions, vocabulary_size))
+    expected: np.memmap[Any, np.dtype[np.float16]] = np.memmap(
+        reference,
+        dtype=np.float16,
+        mode="w+" if write else "r",
+        shape=(positions, vocabulary_size),
+    )
     log_likelihood = kl = agreements = 0.0
     position = 0
     for window in windows:

@@ -19,24 +19,24 @@ CPU = Device(is_cpu=True, has_bf16=False, has_int8=True)
 OLD_CPU = Device(is_cpu=True, has_bf16=False, has_int8=False)
 
 INTEGERS = {"num_bits": 8, "type": "int"}
-W8A8 = {
+W8A8: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "config_groups": {"group_0": {"weights": INTEGERS, "input_activations": INTEGERS}},
 }
-W8A16 = {
+W8A16: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "config_groups": {"group_0": {"weights": INTEGERS, "input_activations": None}},
 }
-W4A16 = {
+W4A16: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "config_groups": {"group_0": {"weights": INTEGERS | {"num_bits": 4}}},
 }
-GPTQ = {"quant_method": "gptq", "bits": 4}
+GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4}
 
 
 def make_folder(folder: Path, scheme: dict[str, Any] | None = None, **tensors: str) -> Path:
     """A model's folder: its quantization, and its tensors by name and type."""
-    config = {"architectures": ["LlamaForCausalLM"]}
+    config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
     if scheme is not None:
         config |= {"quantization_config": scheme}
     (folder / "config.json").write_text(json.dumps(config))

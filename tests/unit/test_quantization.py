@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from app.errors import ModelNotFound, ModelNotLoadable, QuantizationFailed
-from app.quantization import checkpoint
 from app.quantization.calibration import round_activations
 from app.quantization.checkpoint import quantize_checkpoint
 from app.quantization.gptq import InputStatistics, quantize
@@ -169,7 +169,7 @@ def test_a_folder_that_exists(tmp_path: Path, source: Path) -> None:
 
 def test_too_little_space(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", ["total", "used", "free"])
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage(0, 0, 1 << 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1 << 10))
 
     with pytest.raises(QuantizationFailed, match=r"0 MiB left and .* are needed: free some"):
         quantize_checkpoint(str(source), tmp_path / "out", Progress(disable=True))
@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_meanwhile(
     if place == "weights":
         monkeypatch.setattr("safetensors.torch.save_file", full)
     else:
-        monkeypatch.setattr(checkpoint.shutil, "copyfile", full)
+        monkeypatch.setattr(shutil, "copyfile", full)
 
     with pytest.raises(QuantizationFailed, match="No space left on device"):
         quantize_checkpoint(str(source), tmp_path / "out", Progress(disable=True))
