@@ -23,14 +23,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from app.engine.model import check_model_folder, find_model
+from app.engine.model import INDEX_FILE, check_model_folder, find_model
 from app.errors import QuantizationFailed
 from app.quantization.architectures import ARCHITECTURES
 from app.settings import Settings
 
 # What a served folder holds besides weights: tokenizer, chat template, generation defaults.
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
-INDEX_FILE = "model.safetensors.index.json"
 FORMAT = "int-quantized"
 MIB = 1 << 20
 

@@ -8,9 +8,9 @@ import sys
 
 import torch
 from vllm import _custom_ops as ops
+from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
 
 from app.engine.plugin.int8 import (
-    CPUInt8ScaledMMLinearKernel,
     Int8LinearMethod,
     TwoDigitProduct,
     quantize_rows,
