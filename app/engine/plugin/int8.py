@@ -191,12 +191,14 @@ def split_in_digits(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     num_rows, width = rows.shape
     digits = torch.empty((2 * num_rows, width), dtype=torch.int8)
     scales = torch.empty((2 * num_rows, 1))
+    first, second = digits[:num_rows], digits[num_rows:]
+    first_scale, second_scale = scales[:num_rows], scales[num_rows:]
     # Not `ops.onednn_scaled_int8_quant`, which would put the two into tensors of their own.
     quantize = torch.ops._C.dynamic_scaled_int8_quant  # noqa: SLF001
-    quantize(digits[:num_rows], rows, scales[:num_rows], None)
+    quantize(first, rows, first_scale, None)
     # In FP32, whatever the type of the rows: the rest is small beside them.
-    rest = torch.addcmul(rows.float(), digits[:num_rows].float(), scales[:num_rows], value=-1)
-    quantize(digits[num_rows:], rest, scales[num_rows:], None)
+    rest = torch.addcmul(rows.float(), first.float(), first_scale, value=-1)
+    quantize(second, rest, second_scale, None)
     return digits, scales
 
 
