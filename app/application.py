@@ -47,7 +47,16 @@ def create_app(
     watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
     service = Service(engine, registry, admission, metrics, settings)
     in_context = InContext(service, TemplateRegistry(engine, settings), settings.template_dir)
-    lifecycle = Lifecycle(engine, registry, watcher, in_context, admission, on_failure)
+
+    def show_memory() -> None:
+        weights = engine.info.weights
+        for part, num_bytes in (("linear", weights.linear_bytes), ("other", weights.other_bytes)):
+            metrics.weight_bytes.labels(weights.precision, part).set(num_bytes)
+        metrics.kv_cache_bytes.set(engine.info.kv_cache_bytes)
+
+    lifecycle = Lifecycle(
+        engine, registry, watcher, in_context, admission, show_memory, on_failure
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,7 +1,9 @@
 """The command line: `softserve serve`, and commands that talk to a running server."""
 
+import signal
 import sys
 from inspect import Parameter, Signature
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -12,7 +14,7 @@ from pydantic.fields import FieldInfo
 from app import __version__
 from app.adapter_cli import adapters
 from app.client import Client
-from app.errors import StartError
+from app.errors import QuantizationFailed, StartError
 from app.evaluate_cli import evaluate
 from app.http.schemas import InspectAnswer
 from app.icl_cli import templates
@@ -112,6 +114,24 @@ serve.__signature__ = Signature(  # type: ignore[attr-defined]
 )
 cli.command()(serve)
 cli.command()(evaluate)
+
+
+@cli.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="The new folder to write.")],
+) -> None:
+    """Write a checkpoint with INT8 weights (W8A8, compressed-tensors) for --model of serve."""
+    # A terminated run leaves as an interrupted one does, and takes what it has written along.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # PyTorch's import takes seconds, which no other command has to wait for.
+    from app.quantization.checkpoint import quantize_checkpoint, quantize_progress
+
+    try:
+        quantize_checkpoint(model, out, quantize_progress())
+    except (StartError, QuantizationFailed) as error:
+        raise fail(error.message) from None
+    typer.echo(f"{out}: serve it with softserve serve --model {out}")
 
 
 @cli.command()

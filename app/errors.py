@@ -119,3 +119,7 @@ class ModelNotLoadable(StartError):
 
 class InvalidEngineArgument(StartError):
     """An `--engine-arg` that vLLM does not know, or that softserve sets itself."""
+
+
+class QuantizationFailed(SoftserveError):
+    """A checkpoint cannot be made in INT8: one sentence for the operator, exit code 1."""

@@ -38,8 +38,8 @@ class Templates(Protocol):
 class Lifecycle:
     """Runs an engine with its adapters, and says through `admission` whether it takes work.
 
-    `on_failure` is called once, if the engine cannot start or has died and its open requests have
-    been answered.
+    `on_ready` is called once, when the engine has started. `on_failure` is called once, if the
+    engine cannot start or has died and its open requests have been answered.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Lifecycle:
         watcher: FolderWatcher,
         templates: Templates,
         admission: Admission,
+        on_ready: Callable[[], None],
         on_failure: Callable[[SoftserveError], None],
     ) -> None:
         self._engine = engine
@@ -56,6 +57,7 @@ class Lifecycle:
         self._watcher = watcher
         self._templates = templates
         self._admission = admission
+        self._on_ready = on_ready
         self._on_failure = on_failure
         self._running: asyncio.Task[None] | None = None
 
@@ -100,6 +102,7 @@ class Lifecycle:
             # After the adapters, which a template may name.
             await self._templates.catch_up()
             watching.append(asyncio.create_task(self._templates.run()))
+            self._on_ready()
             self._admission.open()
             log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
             # vLLM has no event to wait for.

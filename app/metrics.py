@@ -41,6 +41,15 @@ class Metrics:
             "Versions of adapters that the engine holds in memory.",
             registry=self.registry,
         )
+        self.weight_bytes = Gauge(
+            "softserve_weight_bytes",
+            "Bytes of the model's weights in memory, by precision and part (linear, other).",
+            ["precision", "part"],
+            registry=self.registry,
+        )
+        self.kv_cache_bytes = Gauge(
+            "softserve_kv_cache_bytes", "Bytes of the KV cache in memory.", registry=self.registry
+        )
         self.time_to_first_token = Histogram(
             "softserve_time_to_first_token_seconds",
             "From admission to the first token of a request.",

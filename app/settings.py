@@ -11,7 +11,7 @@ from platformdirs import user_cache_path
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -66,7 +66,9 @@ class Settings(Limits, BaseSettings):
         8000, ge=0, le=65535, description="The port to listen on; 0 takes a free one and logs it."
     )
     precision: Precision = Field(
-        "auto", description="The type of the weights; auto is bf16 on CUDA and fp32 on a CPU."
+        "auto",
+        description="The type of the weights; auto is bf16 where the device has instructions for "
+        "it, else fp32.",
     )
     context_window: PositiveInt | None = Field(
         None, description="Tokens in prompt and completion; without it, the model's own maximum."

@@ -6,6 +6,7 @@ engine serves two processes.
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -107,6 +108,15 @@ class Server:
         serving = mib.pop(self.process_id, 0.0)
         # The others are helpers of Python's multiprocessing.
         return {"serving": serving, "engine": max(mib.values(), default=0.0)}
+
+    def peak_resident_mib(self) -> float:
+        """The most MiB that the engine's largest process ever had in memory."""
+        peaks = []
+        for stat in _group_stats(self.process_id):
+            if stat.process_id != self.process_id:
+                status = Path(f"/proc/{stat.process_id}/status").read_text()
+                peaks += [int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+) kB", status)]
+        return max(peaks)
 
     def cpu_seconds(self) -> "CPUSeconds":
         """What the group has used so far."""

@@ -23,6 +23,7 @@ from app.engine.protocol import (
     EngineInfo,
     ModuleShape,
     Prompt,
+    Weights,
 )
 from app.errors import AdapterRejected, EngineDied, EngineStarting, InvalidRequest
 from app.generation import (
@@ -55,6 +56,8 @@ class FakeEngine:
             model="echo",
             device="none",
             dtype="float32",
+            weights=Weights("fp32", "in this process", linear_bytes=256, other_bytes=4112),
+            kv_cache_bytes=1024,
             context_window=context_window,
             vocabulary_size=VOCABULARY_SIZE,
             engine="fake",

@@ -12,6 +12,8 @@ from app.errors import InvalidEngineArgument
 OWNED = {
     "model": "use --model",
     "dtype": "use --precision",
+    "quantization": "use --precision",
+    "worker_extension_cls": "GET /info reads the memory in use through it",
     "max_model_len": "use --context-window",
     "kv_cache_memory_bytes": "use --kv-cache-gib",
     "shutdown_timeout": "use --drain-timeout-seconds",

@@ -7,6 +7,7 @@ from app.engine import default_model
 from app.errors import ModelNotFound, ModelNotLoadable
 from app.settings import Settings
 
+INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_AND_TOKENIZER = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -91,9 +92,26 @@ def check_model_folder(folder: Path) -> None:
         raise ModelNotLoadable(
             f"{folder} has no *.safetensors: convert its weights with transformers' save_pretrained"
         )
+    if missing := _shards_named(folder) - {file.name for file in weights}:
+        raise ModelNotLoadable(
+            f"{folder} lacks {sorted(missing)[0]}, which {INDEX_FILE} names: copy or fetch it again"
+        )
     for file in weights:
         try:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelNotLoadable(f"{file} is damaged ({error}): fetch it again") from error
+
+
+def _shards_named(folder: Path) -> set[str]:
+    """The files that hold the weights, where an index names them."""
+    try:
+        index = json.loads((folder / INDEX_FILE).read_bytes())
+        return set(index["weight_map"].values())
+    except FileNotFoundError:
+        return set()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelNotLoadable(
+            f"{folder / INDEX_FILE} is no index of weights: fetch it again"
+        ) from (error)

@@ -12,12 +12,30 @@ from app.generation import GenerationChunk, SamplingControls
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """How the weights are held, how they were made so, and the bytes that they take up.
+
+    `other_bytes` are those of embeddings, norms and the output head.
+    """
+
+    precision: str
+    made: str
+    linear_bytes: int
+    other_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a running engine has loaded. `context_window` and `vocabulary_size` are in tokens."""
+    """What a running engine has loaded. `context_window` and `vocabulary_size` are in tokens.
+
+    `dtype` is the type of activations, and of weights that are not quantized.
+    """
 
     model: str
     device: str
     dtype: str
+    weights: Weights
+    kv_cache_bytes: int
     context_window: int
     vocabulary_size: int
     engine: str

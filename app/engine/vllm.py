@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from app.engine.architecture import describe_architecture
+from app.engine.architecture import NO_PLUGIN, describe_architecture
 from app.engine.arguments import parse_engine_arguments
 from app.engine.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.engine.loras import LoRAs, engine_rank
 from app.engine.model import check_model_folder, find_model
-from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt
+from app.engine.precision import INT8_METHOD, WeightFormat, choose_format, this_device
+from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
 from app.engine.soft_prompts import SoftPrompts
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.generation import (
@@ -34,7 +36,7 @@ from app.generation import (
     SamplingControls,
     TokenLogprob,
 )
-from app.settings import Precision, Settings
+from app.settings import Settings
 from app.threads import run_in_daemon_thread
 
 if TYPE_CHECKING:
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-DTYPES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+log = structlog.get_logger(__name__)
+
+MEMORY_REPORT = "app.engine.plugin.memory.MemoryReport"
 GIB = 1 << 30
 STOP_TIMEOUT_SECONDS = 10.0
 SHORT_TEXT_LENGTH = 4096
@@ -56,6 +60,8 @@ class VLLMEngine:
         self._settings = settings
         self._llm: AsyncLLM | None = None
         self._tokenizer: Any = None
+        self._name: str
+        self._weight_format: WeightFormat
         self._loras: LoRAs
         self._soft_prompts: SoftPrompts
         self._info: EngineInfo | None = None
@@ -79,6 +85,7 @@ class VLLMEngine:
 
     async def start(self) -> None:
         await run_in_daemon_thread(self._load)
+        self._info = await _describe(self._name, self._weight_format, self._running)
 
     async def stop(self) -> None:
         # Forget it here: otherwise its destructor runs when the interpreter is half gone.
@@ -88,8 +95,11 @@ class VLLMEngine:
 
     def _load(self) -> None:
         prepare_environment(self._settings)
-        name, folder = find_model(self._settings)
+        self._name, folder = find_model(self._settings)
         check_model_folder(folder)
+        chosen = choose_format(self._settings.precision, folder, this_device())
+        log.info("precision", precision=chosen.precision, made=chosen.made, reason=chosen.reason)
+        self._weight_format = chosen
         # Ctrl-C reaches every process of the terminal's group. A blocked signal is inherited by the
         # engine's processes, so that they outlive it and running requests can finish. Python's
         # resource tracker would unblock it again when it starts: let it be running.
@@ -107,9 +117,8 @@ class VLLMEngine:
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
         self._architecture = describe_architecture(
-            {name, folder.name}, self._llm.vllm_config, self._settings
+            {self._name, folder.name}, self._llm.vllm_config, self._settings
         )
-        self._info = _describe(name, self._llm)
         # What is loaded now stays: keep the garbage collector from walking it again and again.
         gc.collect()
         gc.freeze()
@@ -248,6 +257,8 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
     )
     if on_cpu:
         prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
+    if arguments.get("quantization") == INT8_METHOD and not loads_plugin():
+        raise ModelNotLoadable(f"--precision int8 needs softserve's plugin, and {NO_PLUGIN}")
     try:
         config = _engine_config(arguments)
         if config.lora_config and not supports_lora(get_model_cls(config.model_config)):
@@ -255,6 +266,10 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
     # vLLM refuses a model or an argument with whatever its check happens to raise.
     except Exception as error:
         raise ModelNotLoadable(f"vLLM cannot serve {folder}: {_reason(error)}") from error
+    if config.model_config.quantization == INT8_METHOD and config.model_config.get_num_experts():
+        raise ModelNotLoadable(
+            f"{folder} is a mixture of experts, which --precision int8 cannot quantize: use bf16"
+        )
     try:
         return AsyncLLM.from_vllm_config(config)
     except Exception as error:
@@ -273,12 +288,12 @@ def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
 
 def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments for these settings, before any `--engine-arg`."""
-    precision = settings.precision
-    if precision == "auto":
-        precision = "fp32" if on_cpu else "bf16"
+    weight_format = choose_format(settings.precision, folder, this_device())
     arguments: dict[str, Any] = {
         "model": str(folder),
-        "dtype": DTYPES[precision],
+        "dtype": weight_format.dtype,
+        "quantization": weight_format.quantization,
+        "worker_extension_cls": MEMORY_REPORT,
         "max_model_len": settings.context_window,
         # The whole distribution, for POST /inspect.
         "max_logprobs": -1,
@@ -303,15 +318,25 @@ def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str
     return arguments
 
 
-def _describe(name: str, llm: "AsyncLLM") -> EngineInfo:
+async def _describe(name: str, weight_format: WeightFormat, llm: "AsyncLLM") -> EngineInfo:
     import vllm
     from vllm.platforms import current_platform
 
+    # Each worker holds a part of the model.
+    reports = await llm.collective_rpc("softserve_memory")
+    memory = {part: sum(report[part] for report in reports) for part in reports[0]}
     model = llm.model_config
     return EngineInfo(
         model=name,
         device=current_platform.get_device_name(),
         dtype=str(model.dtype).removeprefix("torch."),
+        weights=Weights(
+            precision=weight_format.precision,
+            made=weight_format.made,
+            linear_bytes=memory["linear_weight_bytes"],
+            other_bytes=memory["other_weight_bytes"],
+        ),
+        kv_cache_bytes=memory["kv_cache_bytes"],
         context_window=model.max_model_len,
         vocabulary_size=model.get_vocab_size(),
         engine="vllm",

@@ -317,12 +317,31 @@ class InspectAnswer(BaseModel):
     sampling: SamplingOut = Field(description="The controls in effect.")
 
 
+class WeightsOut(BaseModel):
+    """How the model's weights are held in memory."""
+
+    precision: str = Field(description="Their precision.", examples=["int8"])
+    made: str = Field(
+        description="How they came to be in it.",
+        examples=["int8 weight-only (per channel), quantized at load"],
+    )
+    linear_bytes: int = Field(description="Bytes of the linear layers.", examples=[106_905_600])
+    other_bytes: int = Field(
+        description="Bytes of embeddings, norms and the output head.", examples=[340_000_000]
+    )
+
+
 class ModelInfo(BaseModel):
     """What is loaded."""
 
     model: str = Field(description="The base model.", examples=["SmolLM2-135M-Instruct"])
     device: str = Field(description="What it runs on.", examples=["cpu"])
-    dtype: str = Field(description="The type of its weights.", examples=["float32"])
+    dtype: str = Field(
+        description="The type of activations, and of weights that are not quantized.",
+        examples=["float32"],
+    )
+    weights: WeightsOut = Field(description="How the weights are held.")
+    kv_cache_bytes: int = Field(description="Bytes of the KV cache.", examples=[2_147_483_648])
     context_window: int = Field(description="Tokens in prompt and completion.", examples=[8192])
     vocabulary_size: int = Field(description="Tokens that it knows.", examples=[49152])
     engine: str = Field(description="The engine.", examples=["vllm"])

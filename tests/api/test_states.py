@@ -73,6 +73,13 @@ async def test_info(served: Served) -> None:
         "model": "echo",
         "device": "none",
         "dtype": "float32",
+        "weights": {
+            "precision": "fp32",
+            "made": "in this process",
+            "linear_bytes": 256,
+            "other_bytes": 4112,
+        },
+        "kv_cache_bytes": 1024,
         "context_window": 256,
         "vocabulary_size": 257,
         "engine": "fake",

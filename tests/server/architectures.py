@@ -17,7 +17,7 @@ from app.engine.environment import prepare_cpu_environment, prepare_environment
 from app.engine.loras import FIRST_ID
 from app.engine.soft_prompts import SoftPrompts
 from app.engine.vllm import engine_arguments
-from app.settings import Settings
+from app.settings import Precision, Settings
 
 TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 SHAPE = {
@@ -39,6 +39,12 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "gemma3_text": (GATED | {"query_pre_attn_scalar": 32}, ["q_proj", "v_proj"]),
     "mistral": (GATED | {"sliding_window": None}, ["q_proj", "v_proj"]),
 }
+# Linear layers under other names, with biases, and output heads that are the embedding's weights.
+IN_INT8 = ("gpt2", "opt", "bloom", "llama", "qwen3", "gemma")
+RUNS: list[tuple[str, Precision]] = [
+    *((model_type, "fp32") for model_type in ARCHITECTURES),
+    *((model_type, "int8") for model_type in IN_INT8),
+]
 PROMPTS = [[5, 9, 33, 77, 120, 4], [300, 22, 8]]
 NUM_TOKENS = 16
 NUM_VIRTUAL_TOKENS = 20
@@ -48,19 +54,25 @@ Case = tuple[int, bool, bool]
 
 
 def main(folder: Path) -> None:
-    """Print `[model_type, {case: [by vLLM, by transformers]}]` for each."""
+    """Print `["MODEL_TYPE in PRECISION", {case: [by vLLM, by transformers]}]` for each."""
     settings = Settings(
-        cache_dir=folder / "cache", kv_cache_gib=0.1, context_window=256, max_lora_rank=8
+        cache_dir=folder / "cache",
+        kv_cache_gib=0.1,
+        context_window=256,
+        max_lora_rank=8,
     )
     prepare_environment(settings)
     prepare_cpu_environment(eager=True)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     register_made_classes()
-    for model_type, (_, modules) in ARCHITECTURES.items():
-        expected = by_transformers(model_type, folder / model_type, modules)
-        got = by_vllm(folder / model_type, settings, with_loras=bool(modules))
+    for model_type, precision in RUNS:
+        modules = ARCHITECTURES[model_type][1]
+        run = f"{model_type} in {precision}"
+        expected = by_transformers(model_type, precision, folder / run, modules)
+        as_asked = settings.model_copy(update={"precision": precision})
+        got = by_vllm(folder / run, as_asked, with_loras=bool(modules))
         compared = {str(case): [got[case], expected[case]] for case in expected}
-        print(json.dumps([model_type, compared]), flush=True)  # noqa: T201
+        print(json.dumps([run, compared]), flush=True)  # noqa: T201
 
 
 def register_made_classes() -> None:
@@ -84,13 +96,17 @@ def cases(modules: list[str]) -> list[Case]:
     ]
 
 
-def by_transformers(model_type: str, folder: Path, modules: list[str]) -> dict[Case, list[int]]:
+def by_transformers(
+    model_type: str, precision: Precision, folder: Path, modules: list[str]
+) -> dict[Case, list[int]]:
     """Make the model and its adapters below `folder`, and generate with them."""
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
 
     model: Any = make_model(model_type, folder / "model")
+    if precision == "int8":
+        round_to_int8(model)
     embed = model.get_input_embeddings()
     rows = 0.05 * torch.randn(NUM_VIRTUAL_TOKENS, embed.weight.shape[1])
     (folder / "soft-prompt").mkdir()
@@ -141,6 +157,20 @@ def make_model(model_type: str, folder: Path) -> Any:
     words = WordLevel({f"t{i}": i for i in range(TOKENS["vocab_size"])})
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words)).save_pretrained(folder)
     return model
+
+
+def round_to_int8(model: Any) -> None:
+    """Every output channel of the linear layers, the head's too: 127 steps up to its largest."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | Conv1D):
+            dimension = 0 if isinstance(module, Conv1D) else 1
+            scale = module.weight.detach().abs().amax(dim=dimension, keepdim=True) / 127
+            # A new tensor: the embedding, which may have shared the old one, stays as it is.
+            rounded = (module.weight.detach() / scale).round() * scale
+            module.weight = torch.nn.Parameter(rounded)
 
 
 def by_vllm(folder: Path, settings: Settings, *, with_loras: bool) -> dict[Case, list[int]]:

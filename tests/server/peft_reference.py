@@ -1,5 +1,6 @@
 """Adapters as PEFT saves them, on the default model, and what PEFT itself generates with them."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,17 @@ SOFT_PROMPTS = {"virtual8": 8, "virtual20": 20, "virtual100": 100}
 
 
 class PeftReference:
-    """The default model in FP32 with the adapters of this module, saved below `folder`."""
+    """The default model in FP32 with the adapters of this module, saved below `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    `change` may change the model's weights before anything is made on top of them.
+    """
+
+    def __init__(self, folder: Path, change: Callable[[Any], None] = lambda base: None) -> None:
         self.folder = folder
         model = default_model(Settings().cache_dir, Progress(disable=True))
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        change(base)
         # Before LoRAs are put into the base model, which they share.
         for name, num_virtual_tokens in SOFT_PROMPTS.items():
             self._make_soft_prompt(base, name, num_virtual_tokens)

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.server.architectures import ARCHITECTURES
+from app.settings import Precision
+from tests.server.architectures import ARCHITECTURES, RUNS
 
 NUM_PROMPTS = 2
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By model_type, then by case: the token ids by vLLM, and those by transformers."""
+    """By model_type and precision, then by case: the token ids by vLLM, those by transformers."""
     folder = tmp_path_factory.mktemp("architectures")
     finished = subprocess.run(
         [sys.executable, "-m", "tests.server.architectures", str(folder)],
@@ -27,12 +28,15 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return dict(json.loads(line) for line in finished.stdout.splitlines() if line.startswith("["))
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize(("model_type", "precision"), RUNS)
 def test_adapters_give_what_peft_gives(
-    compared: dict[str, dict[str, Any]], model_type: str
+    compared: dict[str, dict[str, Any]], model_type: str, precision: Precision
 ) -> None:
-    """Base, LoRA, soft prompt and both in one batch; no LoRA where vLLM has none."""
-    cases = compared[model_type]
+    """Base, LoRA, soft prompt and both in one batch; no LoRA where vLLM has none.
+
+    In INT8 the reference is the model with the weights that the integers stand for.
+    """
+    cases = compared[f"{model_type} in {precision}"]
     got = {case: by_vllm for case, (by_vllm, _) in cases.items()}
     expected = {case: by_transformers for case, (_, by_transformers) in cases.items()}
 

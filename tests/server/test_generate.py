@@ -331,6 +331,12 @@ def test_info(client: httpx.Client) -> None:
     info = client.get("/info").json()
 
     assert info.pop("limits")["max_sequences_in_flight"] == 64
+    weights = info.pop("weights")
+    assert (weights["precision"], weights["made"]) == ("fp32", "cast at load")
+    # 30 layers of 3,538,944 weights.
+    assert weights["linear_bytes"] == 4 * 30 * 3_538_944
+    # vLLM rounds it down to whole blocks.
+    assert 0.99 * (2 << 30) < info.pop("kv_cache_bytes") <= 2 << 30
     assert info == {
         "model": "SmolLM2-135M-Instruct",
         "device": "cpu",

@@ -83,6 +83,23 @@ def test_one_damaged_file_of_several(folder: Path) -> None:
     assert _refusal(folder).startswith(f"{folder / 'model-2.safetensors'} is damaged (")
 
 
+def test_a_shard_that_was_not_copied(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert _refusal(folder) == (
+        f"{folder} lacks model-2.safetensors, which model.safetensors.index.json names: "
+        "copy or fetch it again"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 7}'])
+def test_an_index_that_is_none(folder: Path, content: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert _refusal(folder) == (
+        f"{folder / 'model.safetensors.index.json'} is no index of weights: fetch it again"
+    )
+
+
 def test_a_folder_is_served_under_its_name(folder: Path) -> None:
     assert find_model(Settings(model=str(folder))) == ("model", folder)
 

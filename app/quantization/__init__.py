@@ -1,0 +1,1 @@
+"""`softserve quantize`: INT8 weights for INT8 activations, calibrated on a text."""
