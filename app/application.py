@@ -54,9 +54,7 @@ def create_app(
             metrics.weight_bytes.labels(weights.precision, part).set(num_bytes)
         metrics.kv_cache_bytes.set(engine.info.kv_cache_bytes)
 
-    lifecycle = Lifecycle(
-        engine, registry, watcher, in_context, admission, show_memory, on_failure
-    )
+    lifecycle = Lifecycle(engine, registry, watcher, in_context, admission, show_memory, on_failure)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
