@@ -20,6 +20,7 @@ import typer
 
 from app.engine.environment import prepare_cpu_environment, prepare_environment
 from app.engine.model import find_model
+from app.engine.precision import this_device
 from app.engine.vllm import engine_arguments
 from app.settings import Settings
 
@@ -77,10 +78,9 @@ def tokens_of(data: Path, folder: Path, num_tokens: int) -> list[int]:
 
 
 def engine_of(folder: Path, settings: Settings) -> Any:
-    import vllm.platforms
     from vllm import EngineArgs, LLMEngine
 
-    arguments = engine_arguments(folder, settings, vllm.platforms.current_platform.is_cpu())
+    arguments = engine_arguments(folder, settings, this_device())
     del arguments["max_logprobs"], arguments["shutdown_timeout"]
     arguments |= {"distributed_executor_backend": "uni", "enable_prefix_caching": False}
     return LLMEngine.from_engine_args(EngineArgs(**arguments))

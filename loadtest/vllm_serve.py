@@ -16,6 +16,7 @@ from typing import Any
 from app.engine.arguments import parse_engine_arguments
 from app.engine.environment import prepare_cpu_environment, prepare_environment
 from app.engine.model import find_model
+from app.engine.precision import this_device
 from app.engine.vllm import engine_arguments
 from app.settings import Settings
 
@@ -26,14 +27,13 @@ def main() -> None:
     settings = Settings()
     prepare_environment(settings)
     name, folder = find_model(settings)
-    import vllm.platforms
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    on_cpu = vllm.platforms.current_platform.is_cpu()
-    arguments = engine_arguments(folder, settings, on_cpu) | parse_engine_arguments(
+    device = this_device()
+    arguments = engine_arguments(folder, settings, device) | parse_engine_arguments(
         settings.engine_arg, AsyncEngineArgs
     )
-    if on_cpu:
+    if device.is_cpu:
         prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
     arguments["served_model_name"] = name
     command = [sys.executable, "-m", API_SERVER, *command_line(arguments), *sys.argv[1:]]

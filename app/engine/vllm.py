@@ -25,7 +25,7 @@ from app.engine.arguments import parse_engine_arguments
 from app.engine.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.engine.loras import LoRAs, engine_rank
 from app.engine.model import check_model_folder, find_model
-from app.engine.precision import INT8_METHOD, WeightFormat, choose_format, this_device
+from app.engine.precision import INT8_METHOD, Device, WeightFormat, choose_format, this_device
 from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
 from app.engine.soft_prompts import SoftPrompts
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
@@ -245,17 +245,16 @@ async def _off_the_loop_if_long(text: str, encode: Callable[[str], list[int]]) -
 
 
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
-    import vllm.platforms
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.model_executor.model_loader.utils import get_model_cls
     from vllm.model_executor.models.interfaces import supports_lora
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    on_cpu = vllm.platforms.current_platform.is_cpu()
-    arguments = engine_arguments(folder, settings, on_cpu) | parse_engine_arguments(
+    device = this_device()
+    arguments = engine_arguments(folder, settings, device) | parse_engine_arguments(
         settings.engine_arg, AsyncEngineArgs
     )
-    if on_cpu:
+    if device.is_cpu:
         prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
     if arguments.get("quantization") == INT8_METHOD and not loads_plugin():
         raise ModelNotLoadable(f"--precision int8 needs softserve's plugin, and {NO_PLUGIN}")
@@ -286,9 +285,9 @@ def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
     return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
-def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str, Any]:
+def engine_arguments(folder: Path, settings: Settings, device: Device) -> dict[str, Any]:
     """vLLM's engine arguments for these settings, before any `--engine-arg`."""
-    weight_format = choose_format(settings.precision, folder, this_device())
+    weight_format = choose_format(settings.precision, folder, device)
     arguments: dict[str, Any] = {
         "model": str(folder),
         "dtype": weight_format.dtype,
@@ -299,7 +298,7 @@ def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str
         "max_logprobs": -1,
         "shutdown_timeout": ceil(settings.drain_timeout_seconds),
         # Compiling gains 12 % on a CPU and makes the start 80 s longer.
-        "enforce_eager": on_cpu,
+        "enforce_eager": device.is_cpu,
     }
     # Without the plugin, vLLM's LoRAs on a CPU answer base requests wrongly.
     if settings.max_loras and loads_plugin():
@@ -312,7 +311,7 @@ def engine_arguments(folder: Path, settings: Settings, on_cpu: bool) -> dict[str
     if settings.max_virtual_tokens:
         # There is no encoder to profile, and no item that would be worth keeping.
         arguments |= {"skip_mm_profiling": True, "mm_processor_cache_gb": 0}
-    kv_cache_gib = settings.kv_cache_gib or (2.0 if on_cpu else None)
+    kv_cache_gib = settings.kv_cache_gib or (2.0 if device.is_cpu else None)
     if kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
     return arguments

@@ -15,6 +15,7 @@ from typing import Any
 
 from app.engine.environment import prepare_cpu_environment, prepare_environment
 from app.engine.loras import FIRST_ID
+from app.engine.precision import this_device
 from app.engine.soft_prompts import SoftPrompts
 from app.engine.vllm import engine_arguments
 from app.settings import Precision, Settings
@@ -183,7 +184,7 @@ def by_vllm(folder: Path, settings: Settings, *, with_loras: bool) -> dict[Case,
 
     from app.engine.protocol import AdapterFiles
 
-    arguments = engine_arguments(folder / "model", settings, on_cpu=True)
+    arguments = engine_arguments(folder / "model", settings, this_device())
     arguments |= {"enable_lora": with_loras, "distributed_executor_backend": "uni"}
     del arguments["max_logprobs"], arguments["shutdown_timeout"]
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))

@@ -7,6 +7,7 @@ import pytest
 
 from app.engine import environment
 from app.engine.environment import loads_plugin, prepare_cpu_environment, prepare_environment
+from app.engine.precision import Device
 from app.engine.vllm import engine_arguments
 from app.settings import Settings
 
@@ -32,12 +33,14 @@ def test_defaults(variables: dict[str, str], tmp_path: Path) -> None:
     [(None, True), ("", False), ("other", False), ("other,softserve", True)],
 )
 def test_whether_the_plugin_is_loaded(
-    variables: dict[str, str], allowed: str | None, loads: bool
+    variables: dict[str, str], allowed: str | None, loads: bool, tmp_path: Path
 ) -> None:
     if allowed is not None:
         variables["VLLM_PLUGINS"] = allowed
     assert loads_plugin() is loads
-    assert ("enable_lora" in engine_arguments(Path("model"), Settings(), on_cpu=True)) is loads
+    (tmp_path / "config.json").write_text("{}")
+    device = Device(is_cpu=True, has_bf16=False, has_int8=True)
+    assert ("enable_lora" in engine_arguments(tmp_path, Settings(), device)) is loads
 
 
 def test_debugging_shows_the_engines_log(variables: dict[str, str]) -> None:
