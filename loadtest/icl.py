@@ -25,6 +25,7 @@ from loadtest.servers import HOST, SOFTSERVE, running
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 NUM_SHOTS = 5
+PIPE_WIDTH = 120
 QUERIES = (
     "Mia: Is the meeting at ten?\nPaul: At eleven, in the small room.",
     "Ole: Did you feed the cat?\nAda: Yes, before I left.",
@@ -57,6 +58,8 @@ def main(
             pairs = [_pair(client, template, number) for number in range(rounds)]
             table.add_row(name, *_figures(pairs))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
     console.print(table)
 
 
