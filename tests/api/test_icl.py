@@ -218,6 +218,15 @@ async def test_labels_have_probabilities(icl: Icl) -> None:
     assert (await icl.generate(template=chat))["prompts"][0]["classification"]
 
 
+async def test_labels_fit_into_the_context_window_too(icl: Icl) -> None:
+    labels = ["good", "x" * 60]
+    fields = {"template": LABELLED | {"labels": labels, "examples": []}, "max_new_tokens": 1}
+    fits = await icl.generate(**fields, inputs={"text": "y" * 180})
+    assert fits["prompts"][0]["classification"]["best"] == "good"
+    response = await icl.post("generate", **fields, inputs={"text": "y" * 200})
+    assert error_of(response) == (422, "context_window_exceeded", "inputs")
+
+
 async def test_a_template_with_an_adapter(icl: Icl) -> None:
     client = icl.served.client
     lora = as_files(lora_config(4), lora_tensors(ARCHITECTURE.modules, 4, 0))
@@ -334,9 +343,11 @@ async def test_a_warm_template_is_computed_before_it_is_asked_for(tmp_path: Path
     (tmp_path / "mood.yaml").write_bytes(json.dumps(TEMPLATE | {"warm": True}).encode())
     engine = FakeEngine()
     async with serving(engine, template_dir=tmp_path) as served:
-        assert engine.finished == ["warm-mood-0"]
+        assert [name[:5] for name in engine.finished] == ["warm-"]
         await Icl(served).put("other", warm=True)
-        assert engine.finished[-1] == "warm-other-0"
+        await Icl(served).put("cold")
+        await Icl(served).put("empty", warm=True, instruction="", examples=[])
+        assert len(engine.finished) == 2
 
 
 async def test_what_cannot_be_warmed_is_served_all_the_same(tmp_path: Path) -> None:
