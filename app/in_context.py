@@ -380,4 +380,6 @@ def _sampling(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
     defaults = template.sampling_given()
     if given.keys() & RANDOM_SAMPLING:
         defaults = {name: each for name, each in defaults.items() if name not in RANDOM_SAMPLING}
+    if "max_new_tokens" in given and "min_new_tokens" in defaults:
+        defaults["min_new_tokens"] = min(defaults["min_new_tokens"], given["max_new_tokens"])
     return defaults | dict(given)

@@ -186,6 +186,9 @@ async def test_controls_of_the_request_come_before_those_of_the_template(icl: Ic
     assert (greedy["greedy"], greedy["top_k"], greedy["stop"]) == (True, None, ["#"])
     assert greedy["max_new_tokens"] == 2
     assert (await icl.generate(template=template, stop=[]))["sampling"]["stop"] == []
+    longer = TEMPLATE | {"min_new_tokens": 3}
+    short = (await icl.generate(template=longer, max_new_tokens=2))["sampling"]
+    assert (short["min_new_tokens"], short["max_new_tokens"]) == (2, 2)
 
 
 async def test_a_stream_says_the_same(icl: Icl) -> None:
