@@ -164,11 +164,17 @@ def test_the_sentiment_of_plain_reviews(client: httpx.Client) -> None:
     assert [each["text"].strip() for each in answer["completions"]] == best
 
 
-def test_shots_change_the_answer_and_text_is_exact(client: httpx.Client) -> None:
-    order = {"order": "I would like two clocks. Ship them to Madrid."}
-    answer = post(client, "generate", template="text-to-json", inputs=order, shots=3)
-    assert json.loads(text_of(answer)) == {"item": "clock", "quantity": 2, "city": "Madrid"}
-    (rendered,) = post(client, "render", template="text-to-json", inputs=order, shots=3)["prompts"]
+@pytest.mark.parametrize("shots", [1, 3])
+def test_the_readmes_order_as_json(client: httpx.Client, shots: int) -> None:
+    """It is the completion of the rendered prompt, which is a text like any other."""
+    asked: dict[str, Any] = {
+        "template": "text-to-json",
+        "inputs": {"order": "I would like two clocks. Ship them to Madrid."},
+        "shots": shots,
+    }
+    answer = post(client, "generate", **asked)
+    assert text_of(answer) == ' {"item": "clock", "quantity": 2, "city": "Madrid"}'
+    (rendered,) = post(client, "render", **asked)["prompts"]
     plain = generate(
         client, prompt=rendered["prompt"], max_new_tokens=48, min_new_tokens=8, stop="\n"
     )
