@@ -128,7 +128,7 @@ class InContext:
 
     async def run(self) -> None:
         """Watch the folder until cancelled."""
-        await self._folder.run()
+        await self._folder.run(self.warm)
 
     async def prepare(self, asked: InContextRequest) -> Preparation:
         """Resolve what a request names, and check what can be without tokens.

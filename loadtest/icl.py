@@ -63,7 +63,7 @@ def main(
             base_url=f"http://{HOST}:{server.port}", trust_env=False, timeout=300.0
         ) as client,
     ):
-        _ask(client, shipped.model_copy(update={"instruction": "To warm up."}), QUERIES[0])
+        _pair(client, shipped.model_copy(update={"instruction": "To warm up."}), rounds)
         for name, template in kinds.items():
             pairs = [_pair(client, template, number) for number in range(rounds)]
             table.add_row(name, *_figures(pairs))

@@ -7,6 +7,7 @@ the last time. A file that is invalid is told of, and whatever was live stays li
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +51,12 @@ class TemplateFolder:
         self._last_looks: dict[str, Look] | None = None
         self._looked_at: Looked = {}
 
-    async def run(self) -> None:
-        """Watch until cancelled."""
+    async def run(self, on_live: Callable[[str], Awaitable[None]]) -> None:
+        """Watch until cancelled. `on_live` is awaited with each name that has a new version."""
         while True:
             try:
-                await self.look()
+                for name in await self.look():
+                    await on_live(name)
                 await asyncio.sleep(LOOK_SECONDS)
             except Exception:
                 log.exception("the templates cannot be read", folder=str(self._folder))
@@ -68,12 +70,16 @@ class TemplateFolder:
         except Exception:
             log.exception("the templates cannot be read", folder=str(self._folder))
 
-    async def look(self) -> None:
-        """Act upon what has changed, and has stayed so since the last look."""
+    async def look(self) -> list[str]:
+        """Act upon what has changed, and has stayed so since the last look.
+
+        Returns the names that have a new live version.
+        """
         looks = await asyncio.to_thread(look_at, self._folder, self._looked_at)
         last, self._last_looks = self._last_looks, looks
         if looks is None or last is None:
-            return
+            return []
+        published = []
         watched = self._registry.watched()
         for name in looks.keys() | watched.keys():
             look = looks.get(name)
@@ -83,27 +89,30 @@ class TemplateFolder:
                 await self._registry.forget_watched(name)
                 log.info("the file of a template is gone", name=name)
             elif name not in watched or watched[name].signature != look.signature:
-                await self._act(name, look, watched.get(name))
+                if await self._act(name, look, watched.get(name)):
+                    published.append(name)
+        return published
 
-    async def _act(self, name: str, look: Look, known: Watched | None) -> None:
+    async def _act(self, name: str, look: Look, known: Watched | None) -> bool:
+        """Whether it is live now, as another version than before."""
         if look.template is None:
-            await self._reject(name, look, look.rejected)
-            return
+            return await self._reject(name, look, look.rejected)
         marked = Watched(look.signature, look.template.digest)
         if known is not None and known.digest == marked.digest:
             # Written in another way: what an operator did since stays.
             await self._registry.mark_watched(name, marked)
-            return
+            return False
         try:
             await self._registry.publish(name, look.template, FROM_WATCHED_FOLDER, watched=marked)
         except TemplateRejected as error:
-            await self._reject(name, look, error.message)
-        else:
-            log.info("a watched template is live", name=name, version=marked.digest)
+            return await self._reject(name, look, error.message)
+        log.info("a watched template is live", name=name, version=marked.digest)
+        return True
 
-    async def _reject(self, name: str, look: Look, reason: str | None) -> None:
+    async def _reject(self, name: str, look: Look, reason: str | None) -> bool:
         await self._registry.mark_watched(name, Watched(look.signature, rejected=reason))
         log.warning("a watched template is rejected", name=name, why=reason)
+        return False
 
 
 def look_at(folder: Path, looked_at: Looked) -> dict[str, Look] | None:

@@ -351,6 +351,8 @@ async def test_a_warm_template_is_computed_before_it_is_asked_for(tmp_path: Path
         await Icl(served).put("cold")
         await Icl(served).put("empty", warm=True, instruction="", examples=[])
         assert len(engine.finished) == 2
+        (tmp_path / "late.yaml").write_bytes(json.dumps(TEMPLATE | {"warm": True}).encode())
+        await until(lambda: len(engine.finished) == 3)
 
 
 async def test_what_cannot_be_warmed_is_served_all_the_same(tmp_path: Path) -> None:
