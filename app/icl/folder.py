@@ -88,9 +88,11 @@ class TemplateFolder:
             if look is None:
                 await self._registry.forget_watched(name)
                 log.info("the file of a template is gone", name=name)
-            elif name not in watched or watched[name].signature != look.signature:
-                if await self._act(name, look, watched.get(name)):
-                    published.append(name)
+                continue
+            known = watched.get(name)
+            is_new = known is None or known.signature != look.signature
+            if is_new and await self._act(name, look, known):
+                published.append(name)
         return published
 
     async def _act(self, name: str, look: Look, known: Watched | None) -> bool:
