@@ -15,6 +15,7 @@ COPY requirements requirements
 COPY scripts/install.sh scripts/install.sh
 COPY app app
 COPY adapters adapters
+COPY templates templates
 
 # The very same steps as `make serve`.
 RUN SOFTSERVE_DEVICE=${DEVICE} scripts/install.sh serve && rm -rf ~/.cache
@@ -22,6 +23,7 @@ RUN SOFTSERVE_DEVICE=${DEVICE} scripts/install.sh serve && rm -rf ~/.cache
 # The default model and vLLM's caches, and the versions of adapters: mount volumes to keep them.
 ENV SOFTSERVE_CACHE_DIR=/var/cache/softserve \
     SOFTSERVE_ADAPTER_DIR=/opt/softserve/adapters \
+    SOFTSERVE_TEMPLATE_DIR=/opt/softserve/templates \
     XDG_DATA_HOME=/var/lib \
     SOFTSERVE_HOST=0.0.0.0 \
     HF_HOME=/var/cache/softserve/huggingface

@@ -1,7 +1,7 @@
 """`softserve template`: show and change the prompt templates of a running server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -63,14 +63,8 @@ def add(
 ) -> None:
     """Add a template, or a new version of one; the JSONL file that it names goes with it."""
     with telling_failures():
-        try:
-            _, template = read_template(file)
-        except OSError as error:
-            raise ClientError(f"{file} cannot be read ({error.strerror})") from None
-        if isinstance(template, TemplateRejected):
-            raise ClientError(f"{file} is no template: {template.message}")
-        body = template.model_dump(mode="json", exclude_defaults=True)
-        answer = Client(url, admin_key).put(_path(name), body, TemplateOut)
+        path, body = _path(name), _read(file)
+        answer = Client(url, admin_key).put(path, body, TemplateOut)
     typer.echo(f"{name} is live: version {(answer.live or '')[:SHOWN_DIGITS]}.")
 
 
@@ -105,3 +99,14 @@ def _path(name: str) -> str:
     except InvalidRequest as error:
         raise ClientError(error.message) from None
     return f"/icl/templates/{name}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The fields of a template on this machine."""
+    try:
+        _, template = read_template(file)
+    except OSError as error:
+        raise ClientError(f"{file} cannot be read ({error.strerror})") from None
+    if isinstance(template, TemplateRejected):
+        raise ClientError(f"{file} is no template: {template.message}")
+    return template.model_dump(mode="json", exclude_defaults=True)

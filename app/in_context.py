@@ -5,9 +5,10 @@ if there are any; the rest is a generation like any other.
 """
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import structlog
 from numpy.typing import NDArray
 
 from app.adapters.registry import Adapters
-from app.engine.protocol import Decoding, Prompt
+from app.engine.protocol import Decoding, Engine, Prompt
 from app.errors import ContextWindowExceeded, InvalidRequest, SoftserveError, TemplateRejected
 from app.generation import (
     GenerationChunk,
@@ -101,6 +102,10 @@ class Preparation:
     def compiled(self) -> CompiledTemplate:
         return self.template.compiled
 
+    def continuations(self, index: int) -> list[str]:
+        """The texts of the labels as they follow one of the queries. Raises `InvalidRequest`."""
+        return self.compiled.continuations(self.asked.inputs[index], self.request.prompts[index])
+
 
 class InContext:
     """The operations on templates that need the model."""
@@ -123,7 +128,7 @@ class InContext:
 
     async def run(self) -> None:
         """Watch the folder until cancelled."""
-        await self._folder.run()
+        await self._folder.run(self.warm)
 
     async def prepare(self, asked: InContextRequest) -> Preparation:
         """Resolve what a request names, and check what can be without tokens.
@@ -201,13 +206,20 @@ class InContext:
             async with registry.lease(fields.adapter, fields.soft_prompt) as adapters:
                 token_ids = await tokenize(self._engine, text, as_chat)
                 room = self._engine.info.context_window - adapters.num_virtual_tokens - 1
-                prompt = prompt_of(0, token_ids[:room], adapters)
-                decoding = Decoding(resolve_sampling(max_new_tokens=1))
-                async for _ in self._engine.generate(f"warm-{name}", prompt, decoding):
-                    pass
-            log.info("a template is warm", name=name, tokens=len(prompt.token_ids))
+                if token_ids:
+                    await self._compute(prompt_of(0, token_ids[:room], adapters))
+            log.info("a template is warm", name=name, tokens=len(token_ids))
         except SoftserveError as error:
             log.warning("a template cannot be warmed", name=name, why=error.message)
+
+    async def _compute(self, prompt: Prompt) -> None:
+        """Have the prefix cache hold a prompt."""
+        decoding = Decoding(resolve_sampling(max_new_tokens=1))
+        async with aclosing(
+            self._engine.generate(f"warm-{uuid.uuid4().hex}", prompt, decoding)
+        ) as chunks:
+            async for _ in chunks:
+                pass
 
     async def _resolve(self, template: str | Template) -> ResolvedTemplate:
         if isinstance(template, str):
@@ -221,97 +233,130 @@ class InContext:
     async def _encode(
         self, prepared: Preparation, adapters: Adapters, *, with_labels: bool
     ) -> list[Prompt]:
-        """Fit every prompt, and keep what is told of it."""
-        scored = count()
-        encoded = await asyncio.gather(
-            *(
-                self._fit(prepared, adapters, index, scored if with_labels else None)
-                for index in range(len(prepared.request.prompts))
-            )
+        """Fit every prompt, score its labels, and keep what is told of it."""
+        fitted = await asyncio.gather(
+            *(self._fit(prepared, adapters, index) for index in range(len(prepared.asked.inputs)))
         )
-        prepared.prompts = [described for described, _ in encoded]
-        return [prompt for _, prompt in encoded]
+        prepared.prompts = [described for described, _ in fitted]
+        if with_labels and prepared.compiled.template.labels:
+            numbers = count()
+            prepared.prompts = await asyncio.gather(
+                *(self._scored(prepared, adapters, each, numbers) for each in prepared.prompts)
+            )
+        return [prompt for _, prompt in fitted]
 
     async def _fit(
-        self, prepared: Preparation, adapters: Adapters, index: int, scored: "count[int] | None"
+        self, prepared: Preparation, adapters: Adapters, index: int
     ) -> tuple[FewShotPrompt, Prompt]:
-        inputs, query = prepared.asked.inputs[index], prepared.request.prompts[index]
-        compiled, prompt_format = prepared.compiled, prepared.request.format
+        """The prompt of one of the inputs, with as many examples as fit."""
         chosen = await asyncio.to_thread(
             most_useful,
             prepared.selection,
             prepared.examples,
             prepared.num_shots,
-            text_of_inputs(inputs),
+            text_of_inputs(prepared.asked.inputs[index]),
             prepared.asked.selection_seed or 0,
         )
-
-        def shown(num_shots: int) -> list[int]:
-            return as_shown(prepared.selection, chosen[:num_shots])
-
-        def text_with(num_shots: int) -> str:
-            texts = [prepared.examples.texts[place] for place in shown(num_shots)]
-            return compiled.prompt(texts, query)
-
-        async def tokens_with(num_shots: int) -> list[int]:
-            return await tokenize(self._engine, text_with(num_shots), prompt_format)
-
-        num_new_tokens = prepared.request.sampling.max_new_tokens
-        room = self._engine.info.context_window - adapters.num_virtual_tokens - num_new_tokens
-        num_shots, token_ids = await most_shots_that_fit(len(chosen), tokens_with, room)
+        draft = _Draft(self._engine, prepared, index, chosen)
+        num_kept = await self._num_kept(prepared, index)
+        room = self._engine.info.context_window - adapters.num_virtual_tokens - num_kept
+        num_shots, token_ids = await most_shots_that_fit(len(chosen), draft.tokens, room)
         if (excess := len(token_ids) - room) > 0:
-            raise ContextWindowExceeded(
-                f"{_which(index, len(prepared.asked.inputs))} with zero shots make a prompt of "
-                f"{len(token_ids):,} tokens"
-                + (
-                    f", its soft prompt has {adapters.num_virtual_tokens:,}"
-                    if adapters.num_virtual_tokens
-                    else ""
-                )
-                + f" and max_new_tokens is {num_new_tokens:,}; the context window is "
-                f"{self._engine.info.context_window:,}: shorten the inputs by {excess:,} tokens, "
-                "or lower max_new_tokens",
-                param="inputs",
-            )
-        prompt = prompt_of(index, token_ids, adapters)
-        text = text_with(num_shots)
-        if prompt_format.use_chat_template:
-            text = self._engine.chat_prompt(text, prompt_format.system)
-        labels: tuple[LabelScore, ...] = ()
-        if scored is not None and compiled.template.labels:
-            continuations = compiled.continuations(inputs, query)
-            labels = await self._score_labels(prepared, adapters, text, continuations, scored)
+            raise self._too_long(prepared, adapters, index, len(token_ids), excess)
         described = FewShotPrompt(
             index=index,
-            text=text,
+            text=draft.exact_text(num_shots),
             num_tokens=len(token_ids),
             num_virtual_tokens=adapters.num_virtual_tokens,
-            shown=tuple(shown(num_shots)),
+            shown=tuple(draft.shown(num_shots)),
             dropped=tuple(chosen[num_shots:]),
-            labels=labels,
         )
-        return described, prompt
+        return described, prompt_of(index, token_ids, adapters)
 
-    async def _score_labels(
+    async def _num_kept(self, prepared: Preparation, index: int) -> int:
+        """The tokens that have to fit behind a prompt: a completion, and each of the labels."""
+        labels = [
+            # One more, because tokens may fall otherwise where prompt and label meet.
+            1 + len(await self._engine.tokenize(text, add_special_tokens=False))
+            for text in prepared.continuations(index)
+        ]
+        return max([prepared.request.sampling.max_new_tokens, *labels])
+
+    def _too_long(
         self,
         prepared: Preparation,
         adapters: Adapters,
-        text: str,
-        continuations: list[str],
-        scored: "count[int]",
-    ) -> tuple[LabelScore, ...]:
+        index: int,
+        num_tokens: int,
+        excess: int,
+    ) -> ContextWindowExceeded:
+        soft_prompt = (
+            f", its soft prompt has {adapters.num_virtual_tokens:,}"
+            if adapters.num_virtual_tokens
+            else ""
+        )
+        return ContextWindowExceeded(
+            f"{_which(index, len(prepared.asked.inputs))} with zero shots make a prompt of "
+            f"{num_tokens:,} tokens{soft_prompt} and max_new_tokens is "
+            f"{prepared.request.sampling.max_new_tokens:,}; the context window is "
+            f"{self._engine.info.context_window:,}: shorten the inputs by {excess:,} tokens, or "
+            "lower max_new_tokens",
+            param="inputs",
+        )
+
+    async def _scored(
+        self,
+        prepared: Preparation,
+        adapters: Adapters,
+        prompt: FewShotPrompt,
+        numbers: "count[int]",
+    ) -> FewShotPrompt:
+        """The prompt with the scores of its labels."""
         is_chat = prepared.request.format.use_chat_template
         sequences = [
-            await self._engine.tokenize(text + each, add_special_tokens=not is_chat)
-            for each in continuations
+            await self._engine.tokenize(prompt.text + each, add_special_tokens=not is_chat)
+            for each in prepared.continuations(prompt.index)
         ]
 
         async def next_token_logprobs(token_ids: list[int]) -> NDArray[np.float32]:
             request_id = f"{prepared.request.request_id}-label"
-            prompt = prompt_of(next(scored), token_ids, adapters)
-            return await self._engine.next_token_logprobs(request_id, prompt)
+            asked = prompt_of(next(numbers), token_ids, adapters)
+            return await self._engine.next_token_logprobs(request_id, asked)
 
-        return await score_labels(prepared.compiled.template.labels, sequences, next_token_logprobs)
+        labels = prepared.compiled.template.labels
+        scores = await score_labels(labels, sequences, next_token_logprobs)
+        return replace(prompt, labels=scores)
+
+
+class _Draft:
+    """The prompts that one of the inputs can have, by their number of shots."""
+
+    def __init__(
+        self, engine: Engine, prepared: Preparation, index: int, chosen: list[int]
+    ) -> None:
+        self._engine = engine
+        self._prepared = prepared
+        self._query = prepared.request.prompts[index]
+        self._format = prepared.request.format
+        self._chosen = chosen
+
+    def shown(self, num_shots: int) -> list[int]:
+        """The places of the examples, in the order of the prompt."""
+        return as_shown(self._prepared.selection, self._chosen[:num_shots])
+
+    async def tokens(self, num_shots: int) -> list[int]:
+        return await tokenize(self._engine, self._text(num_shots), self._format)
+
+    def exact_text(self, num_shots: int) -> str:
+        """What the tokens are made from, the chat template included."""
+        text = self._text(num_shots)
+        if self._format.use_chat_template:
+            return self._engine.chat_prompt(text, self._format.system)
+        return text
+
+    def _text(self, num_shots: int) -> str:
+        texts = [self._prepared.examples.texts[place] for place in self.shown(num_shots)]
+        return self._prepared.compiled.prompt(texts, self._query)
 
 
 def _which(index: int, num_inputs: int) -> str:
@@ -335,4 +380,6 @@ def _sampling(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
     defaults = template.sampling_given()
     if given.keys() & RANDOM_SAMPLING:
         defaults = {name: each for name, each in defaults.items() if name not in RANDOM_SAMPLING}
+    if "max_new_tokens" in given and "min_new_tokens" in defaults:
+        defaults["min_new_tokens"] = min(defaults["min_new_tokens"], given["max_new_tokens"])
     return defaults | dict(given)

@@ -10,6 +10,7 @@ import json
 import signal
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +26,20 @@ from loadtest.servers import HOST, SOFTSERVE, running
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 NUM_SHOTS = 5
+PIPE_WIDTH = 120
 QUERIES = (
     "Mia: Is the meeting at ten?\nPaul: At eleven, in the small room.",
     "Ole: Did you feed the cat?\nAda: Yes, before I left.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request took, and what it found in the prefix cache."""
+
+    ttft_seconds: float
+    prompt_tokens: int
+    cached_tokens: int
 
 
 def main(
@@ -52,11 +63,13 @@ def main(
             base_url=f"http://{HOST}:{server.port}", trust_env=False, timeout=300.0
         ) as client,
     ):
-        _ask(client, shipped.model_copy(update={"instruction": "To warm up."}), QUERIES[0])
+        _pair(client, shipped.model_copy(update={"instruction": "To warm up."}), rounds)
         for name, template in kinds.items():
             pairs = [_pair(client, template, number) for number in range(rounds)]
             table.add_row(name, *_figures(pairs))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
     console.print(table)
 
 
@@ -70,19 +83,19 @@ def _longer(dialogue: str) -> str:
     return "\n".join([dialogue] * 3)
 
 
-def _pair(
-    client: httpx.Client, template: Template, number: int
-) -> tuple[tuple[float, dict[str, Any]], tuple[float, dict[str, Any]]]:
+def _pair(client: httpx.Client, template: Template, number: int) -> tuple[Asked, Asked]:
+    """The first two requests on a template that nobody has used before."""
     instruction = f"Round {number}. {template.instruction}"
     template = template.model_copy(update={"instruction": instruction})
-    first, second = (_ask(client, template, query) for query in QUERIES)
+    body = template.model_dump(mode="json", exclude_defaults=True)
+    client.put("/icl/templates/measured", json=body).raise_for_status()
+    first, second = (_ask(client, query) for query in QUERIES)
     return first, second
 
 
-def _ask(client: httpx.Client, template: Template, dialogue: str) -> tuple[float, dict[str, Any]]:
-    """Seconds to the first token, and the usage."""
+def _ask(client: httpx.Client, dialogue: str) -> Asked:
     body = {
-        "template": template.model_dump(mode="json", exclude_defaults=True),
+        "template": "measured",
         "inputs": {"dialogue": dialogue},
         "shots": NUM_SHOTS,
         "max_new_tokens": 8,
@@ -98,19 +111,17 @@ def _ask(client: httpx.Client, template: Template, dialogue: str) -> tuple[float
                 ttft = ttft or time.perf_counter() - started
                 usage = json.loads(line.removeprefix("data: ")).get("usage", usage)
     assert ttft is not None, "no answer"
-    return ttft, usage
+    return Asked(ttft, usage["prompt_tokens"], usage["cached_tokens"])
 
 
-def _figures(
-    pairs: list[tuple[tuple[float, dict[str, Any]], tuple[float, dict[str, Any]]]],
-) -> list[str]:
-    firsts = [first[0] for first, _ in pairs]
-    seconds = [second[0] for _, second in pairs]
+def _figures(pairs: list[tuple[Asked, Asked]]) -> list[str]:
+    firsts = [first.ttft_seconds for first, _ in pairs]
+    seconds = [second.ttft_seconds for _, second in pairs]
     ratios = [second / first for first, second in zip(firsts, seconds, strict=True)]
-    usage = pairs[0][1][1]
+    _, second = pairs[0]
     return [
-        f"{usage['prompt_tokens']}",
-        f"{usage['cached_tokens']}",
+        f"{second.prompt_tokens}",
+        f"{second.cached_tokens}",
         f"{statistics.median(firsts) * 1000:.0f} ms",
         f"{statistics.median(seconds) * 1000:.0f} ms",
         f"{statistics.median(ratios):.2f}x",

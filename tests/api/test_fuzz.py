@@ -84,7 +84,8 @@ def test_valid_and_invalid_bodies_of_the_schema(fuzzed: Fuzzed, path: str) -> No
         statuses.add(fuzzed.send("POST", path, body))
 
     send()
-    assert 200 in statuses
+    # A template that is made up is not there, or its formats do not fit its inputs.
+    assert statuses & ({200} if path in {"/generate", "/inspect"} else {200, 404, 422})
 
 
 @pytest.mark.parametrize("path", POSTS)

@@ -150,7 +150,7 @@ LONG = [{"text": "x" * 50, "output": "y"}] * 5
 
 
 @pytest.mark.parametrize(
-    ("max_new_tokens", "shots"), [(4, 4), (12, 4), (13, 3), (100, 2), (200, 0)]
+    ("max_new_tokens", "shots"), [(4, 4), (20, 4), (21, 3), (100, 2), (200, 0)]
 )
 async def test_examples_are_dropped_whole(icl: Icl, max_new_tokens: int, shots: int) -> None:
     """An example is 54 tokens and a newline, the rest 16; the context window has 256."""
@@ -186,6 +186,9 @@ async def test_controls_of_the_request_come_before_those_of_the_template(icl: Ic
     assert (greedy["greedy"], greedy["top_k"], greedy["stop"]) == (True, None, ["#"])
     assert greedy["max_new_tokens"] == 2
     assert (await icl.generate(template=template, stop=[]))["sampling"]["stop"] == []
+    longer = TEMPLATE | {"min_new_tokens": 3}
+    short = (await icl.generate(template=longer, max_new_tokens=2))["sampling"]
+    assert (short["min_new_tokens"], short["max_new_tokens"]) == (2, 2)
 
 
 async def test_a_stream_says_the_same(icl: Icl) -> None:
@@ -216,6 +219,15 @@ async def test_labels_have_probabilities(icl: Icl) -> None:
     assert "classification" not in await icl.render(template=LABELLED)
     chat = LABELLED | {"use_chat_template": True}
     assert (await icl.generate(template=chat))["prompts"][0]["classification"]
+
+
+async def test_labels_fit_into_the_context_window_too(icl: Icl) -> None:
+    labels = ["good", "x" * 60]
+    fields = {"template": LABELLED | {"labels": labels, "examples": []}, "max_new_tokens": 1}
+    fits = await icl.generate(**fields, inputs={"text": "y" * 180})
+    assert fits["prompts"][0]["classification"]["best"] == "good"
+    response = await icl.post("generate", **fields, inputs={"text": "y" * 200})
+    assert error_of(response) == (422, "context_window_exceeded", "inputs")
 
 
 async def test_a_template_with_an_adapter(icl: Icl) -> None:
@@ -326,22 +338,21 @@ async def test_a_watched_folder(tmp_path: Path) -> None:
         assert "not YAML" in shown["rejected"]
         (tmp_path / "bad.yaml").write_bytes(YAML)
 
-        async def is_served() -> bool:
-            return (await icl.post("render", template="bad")).status_code == 200
-
-        served_now: list[bool] = []
-        while not any(served_now):
-            await until(lambda: True)
-            served_now.append(await is_served())
+        await until(lambda: "bad" in served.app.state.in_context.templates.live)
+        assert (await icl.render(template="bad"))["shots"] == 3
 
 
 async def test_a_warm_template_is_computed_before_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "mood.yaml").write_bytes(json.dumps(TEMPLATE | {"warm": True}).encode())
     engine = FakeEngine()
     async with serving(engine, template_dir=tmp_path) as served:
-        assert engine.finished == ["warm-mood-0"]
+        assert [name[:5] for name in engine.finished] == ["warm-"]
         await Icl(served).put("other", warm=True)
-        assert engine.finished[-1] == "warm-other-0"
+        await Icl(served).put("cold")
+        await Icl(served).put("empty", warm=True, instruction="", examples=[])
+        assert len(engine.finished) == 2
+        (tmp_path / "late.yaml").write_bytes(json.dumps(TEMPLATE | {"warm": True}).encode())
+        await until(lambda: len(engine.finished) == 3)
 
 
 async def test_what_cannot_be_warmed_is_served_all_the_same(tmp_path: Path) -> None:
@@ -374,7 +385,7 @@ def _with(**fields: Any) -> dict[str, Any]:
         (_with(query_format="{{ text * 10**9 }}"), 422, "template_rejected", "template"),
         (_with(query_format="{{ text }"), 422, "template_rejected", "template"),
         (_with(query_format="{% for each in text %}{{ each }}{% endfor %}"), 422,
-         "template_rejected", "template"),
+         "invalid_request", "inputs"),
         (_with(instruction="<|end|>"), 422, "template_rejected", "template"),
         (_with(instruction="a\x00b"), 422, "invalid_request", "template"),
         (_with(labels=["a", "ab"]), 422, "template_rejected", "template"),
@@ -443,5 +454,5 @@ async def test_what_is_no_template_is_not_put(icl: Icl) -> None:
     assert error_of(await icl.put("a", labels=["a"])) == (422, "template_rejected", "labels")
     assert error_of(await icl.put("a", colour=1)) == (422, "invalid_request", "colour")
     broken = await put("/icl/templates/a", content=b"{")
-    assert error_of(broken)[:2] == (422, "invalid_request")
+    assert error_of(broken)[:2] == (400, "invalid_request")
     assert (await icl.served.get("/icl/templates")).json() == {"templates": []}

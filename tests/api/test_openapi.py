@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from app.application import create_app
+from app.http.icl_schemas import IclGenerateBody, RenderBody
 from app.http.schemas import GenerateBody, InspectBody
 from app.settings import Settings
+from tests.api.support import serving
 from tests.fake_engine import FakeEngine
 
 Body = GenerateBody | InspectBody
@@ -59,6 +61,15 @@ def test_every_example_of_a_request_field_is_valid(body: type[Body]) -> None:
 def test_every_example_of_a_body_is_valid(body: type[Body]) -> None:
     examples = SCHEMAS[body.__name__]["examples"]
     assert [body.model_validate(example).to_request("id").sampling.n for example in examples] == [1]
+
+
+@pytest.mark.parametrize("body", [RenderBody, IclGenerateBody])
+async def test_every_example_of_in_context_learning_is_valid(body: type[RenderBody]) -> None:
+    async with serving() as served:
+        in_context = served.app.state.in_context
+        for example in SCHEMAS[body.__name__]["examples"]:
+            prepared = await in_context.prepare(body.model_validate(example).to_request("id"))
+            assert prepared.num_shots == 1
 
 
 def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:

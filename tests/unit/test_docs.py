@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
+from app.controls import SAMPLING_CONTROLS
 from app.http.schemas import GenerateBody
+from app.icl.template import Template
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -28,6 +30,14 @@ def test_every_setting_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", GenerateBody.model_fields)
 def test_every_control_is_in_the_readme(name: str) -> None:
     assert f"| `{name}` |" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", Template.model_fields.keys() - SAMPLING_CONTROLS)
+def test_every_field_of_a_template_is_documented(name: str) -> None:
+    rows = [
+        line for line in (ROOT / "docs/icl.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    assert any(f"`{name}`" in row for row in rows)
 
 
 def test_every_metric_is_documented() -> None:

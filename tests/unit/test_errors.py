@@ -21,6 +21,7 @@ from app.errors import (
     ServerFull,
     SoftserveError,
     StartError,
+    TemplateError,
     Unavailable,
 )
 from app.http.errors import INTERNAL_MESSAGE, STATUSES, describe, error_body
@@ -64,7 +65,7 @@ def _all(kind: type[SoftserveError]) -> Iterator[type[SoftserveError]]:
 
 
 def test_every_error_that_a_request_can_meet_has_a_status() -> None:
-    abstract = {Unavailable, AdapterError}
+    abstract = {Unavailable, AdapterError, TemplateError}
     start = {StartError, *_all(StartError)}
     assert set(_all(SoftserveError)) - abstract - start == set(STATUSES)
 

@@ -188,7 +188,8 @@ async def test_a_file_comes_changes_spoils_and_goes(
     folder.write("t.yaml", YAML.format(instruction="a"))
     await folder.look(1)
     assert registry.live == ()
-    await folder.look(1)
+    assert await folder.watcher.look() == ["t"]
+    assert await folder.watcher.look() == []
     assert _history(registry.get("t")) == "[a]"
 
     folder.write("t.yaml", YAML.format(instruction="b"))

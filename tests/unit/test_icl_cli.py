@@ -1,0 +1,191 @@
+"""`softserve template` and `softserve evaluate` against the whole app on a fake engine."""
+
+import asyncio
+import json
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+import uvicorn
+from typer.testing import CliRunner, Result
+
+from app.application import create_app
+from app.cli import cli
+from app.settings import Settings
+from tests.fake_engine import FakeEngine
+
+YAML = """
+description: The mood of a text.
+input_variables: [text]
+example_format: "{{ text }}={{ output }}"
+query_format: "{{ text }}="
+separator: ""
+labels: [good, bad]
+max_new_tokens: 30
+stop: ["="]
+examples:
+  - {text: a, output: good}
+  - {text: b, output: bad}
+"""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server with the template `mood`, in a thread of its own."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket() as listener,
+        # The server's own log would be taken for what a command prints.
+        structlog.testing.capture_logs(),
+    ):
+        templates = Path(folder, "templates")
+        templates.mkdir()
+        (templates / "mood.yaml").write_text(YAML)
+        settings = Settings(
+            adapter_store=Path(folder, "store"),
+            adapter_dir=Path(folder, "adapters"),
+            template_dir=templates,
+        )
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings, FakeEngine(), lambda error: None),
+                log_config=None,
+                ws="none",
+            )
+        )
+        thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+def run(url: str, *arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [*map(str, arguments), "--url", url])
+
+
+def test_templates_are_listed_shown_added_rolled_back_and_removed(url: str, tmp_path: Path) -> None:
+    assert "The mood of a text." in run(url, "template", "list").stdout
+    file = tmp_path / "new.yaml"
+    for instruction in ("one", "two"):
+        file.write_text(YAML + f"instruction: {instruction}")
+        assert run(url, "template", "add", "new", file).stdout.startswith("new is live: version ")
+    shown = json.loads(run(url, "template", "show", "new").stdout)
+    assert shown["template"]["instruction"] == "two"
+    assert run(url, "template", "rollback", "new").exit_code == 0
+    assert (
+        json.loads(run(url, "template", "show", "new").stdout)["template"]["instruction"] == "one"
+    )
+    back = run(url, "template", "rollback", "new", "--version", shown["live"][:8])
+    assert shown["live"][:8] in back.stdout
+    assert run(url, "template", "remove", "new").stdout == "new is removed.\n"
+    gone = run(url, "template", "show", "new")
+    assert (gone.exit_code, "no template is called 'new'" in gone.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["add", "x", "none.yaml"], "none.yaml cannot be read"),
+        (["add", "../x", "none.yaml"], "a template's name has at most 64"),
+        (["add", "x", "broken.yaml"], "broken.yaml is no template: it is not YAML"),
+        (["rollback", "mood"], "no version older"),
+    ],
+)
+def test_a_template_that_cannot_be_changed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text("a: [")
+    result = run(url, "template", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("softserve: ")
+    assert sentence in result.stderr
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [{"text": each, "wanted": "a", "more": 1} for each in "xyz"]
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def evaluate(url: str, data: Path, *arguments: str) -> Result:
+    own = ["--data", str(data), "--reference", "wanted", "--template", "mood"]
+    results = ["--results", str(data.with_name("results.jsonl"))]
+    return run(url, "evaluate", *own, *results, *arguments)
+
+
+def test_an_evaluation(url: str, data: Path) -> None:
+    report = data.with_name("report.html")
+    arguments = ["--shots", "0,1,2", "--metrics", "exact,accuracy,rouge,bleu", "--out", str(report)]
+    result = evaluate(url, data, *arguments)
+    assert result.exit_code == 0, result.output
+    # The fake engine echoes the prompt, which begins with "a=" as soon as there is an example.
+    assert "1 shot" in result.stdout
+    assert "paired bootstrap" in result.stdout
+    page = report.read_text()
+    assert page.count("<svg") == 1
+    kept = data.with_name("results.jsonl").read_text().splitlines()
+    assert len(kept) == 9
+    # Asked again, nothing is.
+    again = evaluate(url, data, *arguments, "--adapter", "none")
+    assert again.exit_code == 0
+    assert evaluate(url, data, *arguments).stdout == result.stdout
+
+
+def test_a_template_of_this_machine(url: str, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(YAML)
+    result = evaluate(
+        url, data, "--template", f"mood,{file}", "--shots", "1", "--metrics", "exact",
+        "--limit", "2", "--temperature", "0,0.7",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "2 rows" in result.stdout
+    assert "mine" in result.stdout
+    assert "0.7" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--metrics", "meteor"], "there is no metric meteor"),
+        (["--metrics", ","], "--metrics is empty"),
+        (["--shots", "few"], "--shots has 'few'"),
+        (["--shots", "7"], "shots asks for 7 examples and there are 2"),
+        (["--temperature", "hot"], "--temperature has 'hot'"),
+        (["--template", "none"], "no template is called 'none'"),
+        (["--template", "none.yaml"], "none.yaml cannot be read"),
+        (["--adapter", "none-such"], "no adapter is called 'none-such'"),
+        (["--reference", "output"], "row 1 has no 'output', only text, wanted, more"),
+        (["--out", "/no/such/folder/x.html", "--shots", "0"], "cannot be written"),
+        (["--results", "/no/such/folder/x.jsonl", "--shots", "0"], "cannot be written"),
+        (["--data", "/no/such/file"], "cannot be read as JSONL"),
+        (["--url", "http://127.0.0.1:9"], "no answer from http://127.0.0.1:9"),
+    ],
+)
+def test_an_evaluation_that_cannot_be(
+    url: str, data: Path, arguments: list[str], sentence: str
+) -> None:
+    given = ["--url", url, *arguments]
+    own = ["--data", str(data), "--reference", "wanted", "--template", "mood"]
+    results = ["--results", str(data.with_name("results.jsonl"))]
+    result = CliRunner().invoke(cli, ["evaluate", *own, *results, *given])
+    assert result.exit_code == 1
+    assert sentence in " ".join(result.stderr.split()), result.output
+
+
+def test_rows_that_do_not_fit_are_left_out(url: str, data: Path) -> None:
+    rows = [{"text": "x", "wanted": "x"}, {"text": "y" * 300, "wanted": "y"}]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    result = evaluate(url, data, "--shots", "0", "--metrics", "exact")
+    assert result.exit_code == 0, result.output
+    assert "1 rows were left out" in result.stdout
