@@ -19,6 +19,9 @@ from tests.server.process import ServerProcess, running
 from tests.server.requests import add_adapter, generate, metric
 from tests.server.test_start import fail_to_start
 
+# PyTorch's own, when transformers imports a part of it.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
 LORA, SOFT_PROMPT = "rank16", "virtual20"
 NAMED: list[dict[str, Any]] = [{}, {"adapter": LORA}, {"soft_prompt": SOFT_PROMPT}]
 NUM_WEIGHTS_IN_LINEARS = 30 * 3_538_944
@@ -162,10 +165,7 @@ def test_a_quantized_checkpoint_is_served_with_adapters(
         with with_adapters(server, peft_reference) as client:
             info = client.get("/info").json()
             chat = generate(client, prompt="What is the capital of France?", use_chat_template=True)
-            all_answers = [
-                answers(client, PROMPTS[:4], **named)
-                for named in ({}, {"adapter": LORA}, {"soft_prompt": SOFT_PROMPT})
-            ]
+            got = [answers(client, PROMPTS[:4], **named) for named in NAMED]
 
     assert info["weights"]["precision"] == "int8"
     assert info["weights"]["made"] == "compressed-tensors W8A8 checkpoint"
