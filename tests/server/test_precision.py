@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,12 @@ def default_folder() -> Path:
     return default_model(Settings().cache_dir, Progress(disable=True))
 
 
-def with_adapters(server: ServerProcess, reference: PeftReference) -> httpx.Client:
-    client = server.client()
-    for name in (LORA, SOFT_PROMPT):
-        add_adapter(client, name, reference.path(name))
-    return client
+@contextmanager
+def with_adapters(server: ServerProcess, reference: PeftReference) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        for name in (LORA, SOFT_PROMPT):
+            add_adapter(client, name, reference.path(name))
+        yield client
 
 
 def answers(client: httpx.Client, prompts: list[str], **named: str) -> list[list[int]]:
