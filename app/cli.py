@@ -118,8 +118,11 @@ cli.command()(evaluate)
 
 @cli.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder or hub id.")],
     out: Annotated[Path, typer.Option(help="The new folder to write.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A Hugging Face folder or hub id; without it, SmolLM2-135M-Instruct."),
+    ] = None,
 ) -> None:
     """Write a checkpoint with INT8 weights (W8A8, compressed-tensors) for --model of serve."""
     # A terminated run leaves as an interrupted one does, and takes what it has written along.

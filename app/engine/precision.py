@@ -54,7 +54,7 @@ def choose_format(asked: Precision, folder: Path, device: Device) -> WeightForma
         ModelNotLoadable: the checkpoint contradicts `asked`, or the device cannot do it.
     """
     config = json.loads((folder / "config.json").read_bytes())
-    scheme = config.get("quantization_config") or config.get("compression_config")
+    scheme = scheme_of(config)
     if scheme is not None:
         return _of_quantized_checkpoint(asked, folder, scheme, device)
     if asked == "int8":
@@ -62,6 +62,16 @@ def choose_format(asked: Precision, folder: Path, device: Device) -> WeightForma
     if asked != "auto":
         return WeightFormat(asked, DTYPES[asked], "cast at load", "--precision asks for it")
     return WeightFormat(device.best, DTYPES[device.best], "cast at load", _why_best(device))
+
+
+def scheme_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """How a checkpoint is quantized, by its config.json; None where it is not."""
+    text_config = config.get("text_config") or {}
+    return (
+        config.get("quantization_config")
+        or config.get("compression_config")
+        or text_config.get("quantization_config")
+    )
 
 
 def _int8_at_load(device: Device) -> WeightFormat:
@@ -105,7 +115,8 @@ def _of_quantized_checkpoint(
     _check_scales(folder)
     return WeightFormat(
         precision,
-        DTYPES["fp32" if device.is_cpu else device.best],
+        # Rounding activations to BF16 is nothing beside rounding them to eight bits.
+        DTYPES[device.best],
         f"{method} {scheme_name} checkpoint",
         "the checkpoint is in it",
     )

@@ -325,9 +325,9 @@ class WeightsOut(BaseModel):
         description="How they came to be in it.",
         examples=["int8 weight-only (per channel), quantized at load"],
     )
-    linear_bytes: int = Field(description="Bytes of the linear layers.", examples=[106_905_600])
+    linear_bytes: int = Field(description="Bytes of the linear layers.", examples=[106_790_400])
     other_bytes: int = Field(
-        description="Bytes of embeddings, norms and the output head.", examples=[340_000_000]
+        description="Bytes of embeddings, norms and the output head.", examples=[143_992_544]
     )
 
 

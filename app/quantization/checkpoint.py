@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from app.engine.model import INDEX_FILE, check_model_folder, find_model
+from app.engine.precision import scheme_of
 from app.errors import QuantizationFailed
 from app.quantization.architectures import ARCHITECTURES
 from app.settings import Settings
@@ -34,7 +35,7 @@ FORMAT = "int-quantized"
 MIB = 1 << 20
 
 
-def quantize_checkpoint(model: str, out: Path, progress: Progress) -> None:
+def quantize_checkpoint(model: str | None, out: Path, progress: Progress) -> None:
     """Write a model, with its decoder's linear layers in W8A8, to the new folder `out`.
 
     Raises:
@@ -60,7 +61,7 @@ def quantize_checkpoint(model: str, out: Path, progress: Progress) -> None:
 
 def _config_of(source: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((source / "config.json").read_bytes())
-    if config.get("quantization_config") or config.get("compression_config"):
+    if scheme_of(config) is not None:
         raise QuantizationFailed(
             f"{source} is quantized already: name the model that it was made from"
         )

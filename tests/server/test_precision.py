@@ -1,6 +1,8 @@
 """Each precision by its one flag: base, LoRA and soft prompt answer; INT8 as PEFT does."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,11 @@ from tests.server.process import ServerProcess, running
 from tests.server.requests import add_adapter, generate, metric
 from tests.server.test_start import fail_to_start
 
+# PyTorch's own, when transformers imports a part of it.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
 LORA, SOFT_PROMPT = "rank16", "virtual20"
+NAMED: list[dict[str, Any]] = [{}, {"adapter": LORA}, {"soft_prompt": SOFT_PROMPT}]
 NUM_WEIGHTS_IN_LINEARS = 30 * 3_538_944
 PROMPTS = [
     "The capital of France is",
@@ -50,11 +56,12 @@ def default_folder() -> Path:
     return default_model(Settings().cache_dir, Progress(disable=True))
 
 
-def with_adapters(server: ServerProcess, reference: PeftReference) -> httpx.Client:
-    client = server.client()
-    for name in (LORA, SOFT_PROMPT):
-        add_adapter(client, name, reference.path(name))
-    return client
+@contextmanager
+def with_adapters(server: ServerProcess, reference: PeftReference) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        for name in (LORA, SOFT_PROMPT):
+            add_adapter(client, name, reference.path(name))
+        yield client
 
 
 def answers(client: httpx.Client, prompts: list[str], **named: str) -> list[list[int]]:
@@ -71,63 +78,61 @@ def share_before_divergence(got: list[list[int]], expected: list[list[int]]) -> 
     return equal / sum(map(len, expected))
 
 
-class TestInt8AtLoad:
-    """INT8 from the ordinary checkpoint of the default model."""
+@pytest.fixture(scope="module")
+def int8_reference(tmp_path_factory: pytest.TempPathFactory) -> PeftReference:
+    """PEFT on the weights that the integers stand for."""
+    return PeftReference(tmp_path_factory.mktemp("int8"), round_to_int8)
 
-    @pytest.fixture(scope="class")
-    def reference(self, tmp_path_factory: pytest.TempPathFactory) -> PeftReference:
-        """PEFT on the weights that the integers stand for."""
-        return PeftReference(tmp_path_factory.mktemp("int8"), round_to_int8)
 
-    @pytest.fixture(scope="class")
-    def client(self, reference: PeftReference) -> Iterator[httpx.Client]:
-        with running(*START, "--precision", "int8") as server:
-            server.wait_until_ready()
-            with with_adapters(server, reference) as client:
-                yield client
+@pytest.fixture(scope="module")
+def int8_client(int8_reference: PeftReference) -> Iterator[httpx.Client]:
+    with running(*START, "--precision", "int8") as server:
+        server.wait_until_ready()
+        with with_adapters(server, int8_reference) as client:
+            yield client
 
-    def test_the_weights_are_bytes(self, client: httpx.Client) -> None:
-        info = client.get("/info").json()
 
-        weights = info["weights"]
-        assert weights["precision"] == "int8"
-        assert weights["made"] == "int8 weight-only (per channel), quantized at load"
-        assert info["dtype"] == "float32"
-        # A scale of 4 bytes for each output channel is all that is added.
-        assert weights["linear_bytes"] >= NUM_WEIGHTS_IN_LINEARS
-        assert weights["linear_bytes"] < 0.55 * 2 * NUM_WEIGHTS_IN_LINEARS
-        assert metric(client, "softserve_weight_bytes") == (
-            weights["linear_bytes"] + weights["other_bytes"]
-        )
-        assert metric(client, "softserve_kv_cache_bytes") == info["kv_cache_bytes"]
+def test_int8_weights_are_bytes(int8_client: httpx.Client) -> None:
+    info = int8_client.get("/info").json()
 
-    @pytest.mark.parametrize(
-        "named",
-        [{}, {"adapter": LORA}, {"soft_prompt": SOFT_PROMPT}],
-        ids=["base", "LoRA", "soft prompt"],
+    weights = info["weights"]
+    assert weights["precision"] == "int8"
+    assert weights["made"] == "int8 weight-only (per channel), quantized at load"
+    assert info["dtype"] == "float32"
+    # A scale of 4 bytes for each output channel is all that is added.
+    assert weights["linear_bytes"] >= NUM_WEIGHTS_IN_LINEARS
+    assert weights["linear_bytes"] < 0.55 * 2 * NUM_WEIGHTS_IN_LINEARS
+    assert metric(int8_client, "softserve_weight_bytes") == (
+        weights["linear_bytes"] + weights["other_bytes"]
     )
-    def test_greedy_text_is_that_of_the_dequantized_weights(
-        self,
-        client: httpx.Client,
-        reference: PeftReference,
-        named: dict[str, Any],
-        record_property: Callable[[str, object], None],
-    ) -> None:
-        expected = [reference.generate(prompt, **named) for prompt in PROMPTS]
+    assert metric(int8_client, "softserve_kv_cache_bytes") == info["kv_cache_bytes"]
 
-        share = share_before_divergence(answers(client, PROMPTS, **named), expected)
 
-        record_property("share of tokens before the first divergence", share)
-        assert share >= 0.95
+@pytest.mark.parametrize("named", NAMED, ids=["base", "LoRA", "soft prompt"])
+def test_greedy_text_in_int8_is_that_of_the_dequantized_weights(
+    int8_client: httpx.Client,
+    int8_reference: PeftReference,
+    named: dict[str, Any],
+    record_property: Callable[[str, object], None],
+) -> None:
+    expected = [int8_reference.generate(prompt, **named) for prompt in PROMPTS]
 
-    def test_each_request_has_its_own_adapters(self, client: httpx.Client) -> None:
-        prompts = PROMPTS[:4]
-        alone = [
-            answers(client, prompts, **named)
-            for named in ({}, {"adapter": LORA}, {"soft_prompt": SOFT_PROMPT})
-        ]
+    share = share_before_divergence(answers(int8_client, PROMPTS, **named), expected)
 
-        assert len({str(tokens) for tokens in alone}) == 3
+    record_property("share of tokens before the first divergence", share)
+    assert share >= 0.95
+
+
+def test_each_request_in_int8_has_its_own_adapters(int8_client: httpx.Client) -> None:
+    def ask(named: dict[str, str]) -> list[list[int]]:
+        return answers(int8_client, PROMPTS[:4], **named)
+
+    alone = [ask(named) for named in NAMED]
+    with ThreadPoolExecutor() as executor:
+        together = list(executor.map(ask, NAMED))
+
+    assert together == alone
+    assert len({str(tokens) for tokens in alone}) == len(NAMED)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -136,54 +141,43 @@ def test_types_of_two_bytes(precision: str, peft_reference: PeftReference) -> No
         server.wait_until_ready()
         with with_adapters(server, peft_reference) as client:
             weights = client.get("/info").json()["weights"]
-            base = answers(client, PROMPTS[:2])
-            with_lora = answers(client, PROMPTS[:2], adapter=LORA)
-            with_soft_prompt = answers(client, PROMPTS[:2], soft_prompt=SOFT_PROMPT)
+            got = [answers(client, PROMPTS[:2], **named) for named in NAMED]
 
     assert (weights["precision"], weights["made"]) == (precision, "cast at load")
     assert weights["linear_bytes"] == 2 * NUM_WEIGHTS_IN_LINEARS
     # Rounded to two bytes, a close second may come first: not every token has to be FP32's.
-    compared: list[tuple[list[list[int]], dict[str, Any]]] = [
-        (base, {}),
-        (with_lora, {"adapter": LORA}),
-        (with_soft_prompt, {"soft_prompt": SOFT_PROMPT}),
-    ]
-    for got, named in compared:
+    for tokens, named in zip(got, NAMED, strict=True):
         expected = [peft_reference.generate(prompt, **named) for prompt in PROMPTS[:2]]
-        assert share_before_divergence(got, expected) >= 0.5
+        assert share_before_divergence(tokens, expected) >= 0.5
 
 
-class TestQuantizedCheckpoint:
-    """What `softserve quantize` makes of the default model."""
+@pytest.fixture(scope="module")
+def quantized_folder(tmp_path_factory: pytest.TempPathFactory, default_folder: Path) -> Path:
+    out = tmp_path_factory.mktemp("quantized") / "smollm2-w8a8"
+    quantize_checkpoint(str(default_folder), out, Progress(disable=True))
+    return out
 
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory, default_folder: Path) -> Path:
-        out = tmp_path_factory.mktemp("quantized") / "smollm2-w8a8"
-        quantize_checkpoint(str(default_folder), out, Progress(disable=True))
-        return out
 
-    def test_it_is_served_with_adapters(self, folder: Path, peft_reference: PeftReference) -> None:
-        arguments = ("--precision", "auto", "--model", str(folder))
-        with running(*START, *arguments) as server:
-            server.wait_until_ready()
-            with with_adapters(server, peft_reference) as client:
-                info = client.get("/info").json()
-                chat = generate(
-                    client, prompt="What is the capital of France?", use_chat_template=True
-                )
-                all_answers = [
-                    answers(client, PROMPTS[:4], **named)
-                    for named in ({}, {"adapter": LORA}, {"soft_prompt": SOFT_PROMPT})
-                ]
+def test_a_quantized_checkpoint_is_served_with_adapters(
+    quantized_folder: Path, peft_reference: PeftReference
+) -> None:
+    arguments = ("--precision", "auto", "--model", str(quantized_folder))
+    with running(*START, *arguments) as server:
+        server.wait_until_ready()
+        with with_adapters(server, peft_reference) as client:
+            info = client.get("/info").json()
+            chat = generate(client, prompt="What is the capital of France?", use_chat_template=True)
+            got = [answers(client, PROMPTS[:4], **named) for named in NAMED]
 
-        assert info["weights"]["precision"] == "int8"
-        assert info["weights"]["made"] == "compressed-tensors W8A8 checkpoint"
-        assert info["weights"]["linear_bytes"] < 0.55 * 2 * NUM_WEIGHTS_IN_LINEARS
-        assert "Paris" in chat["completions"][0]["text"]
-        assert len({str(tokens) for tokens in all_answers}) == 3
+    assert info["weights"]["precision"] == "int8"
+    assert info["weights"]["made"] == "compressed-tensors W8A8 checkpoint"
+    assert info["weights"]["linear_bytes"] < 0.55 * 2 * NUM_WEIGHTS_IN_LINEARS
+    assert "Paris" in chat["completions"][0]["text"]
+    assert len({str(tokens) for tokens in got}) == len(NAMED)
 
-    def test_another_precision_is_refused(self, folder: Path) -> None:
-        said = fail_to_start("--model", str(folder), "--precision", "bf16")
 
-        assert "is quantized already (compressed-tensors W8A8)" in said
-        assert "leave --precision out" in said
+def test_another_precision_than_the_checkpoints_is_refused(quantized_folder: Path) -> None:
+    said = fail_to_start("--model", str(quantized_folder), "--precision", "bf16")
+
+    assert "is quantized already (compressed-tensors W8A8)" in said
+    assert "leave --precision out" in said
