@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,7 +18,7 @@ from app.settings import Settings
 from tests.server.architectures import round_to_int8
 from tests.server.peft_reference import PeftReference
 from tests.server.process import ServerProcess, running
-from tests.server.requests import add_adapter, generate, metric
+from tests.server.requests import add_adapter, generate, metric, share_before_divergence
 from tests.server.test_start import fail_to_start
 
 # PyTorch's own, when transformers imports a part of it.
@@ -69,15 +68,6 @@ def with_adapters(server: ServerProcess, reference: PeftReference) -> Iterator[h
 def answers(client: httpx.Client, prompts: list[str], **named: str) -> list[list[int]]:
     body = {"prompt": prompts, "max_new_tokens": 16, "return_token_ids": True} | named
     return [each["token_ids"] for each in generate(client, **body)["completions"]]
-
-
-def share_before_divergence(got: list[list[int]], expected: list[list[int]]) -> float:
-    """Of all expected tokens: those before the first that differs."""
-    equal = sum(
-        len(list(takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False))))
-        for mine, theirs in zip(got, expected, strict=True)
-    )
-    return equal / sum(map(len, expected))
 
 
 @pytest.fixture(scope="module")
