@@ -65,7 +65,7 @@ def _download(model: str) -> Path:
 
 
 def base_names(name: str, folder: Path) -> set[str]:
-    """What adapters may call their base model: as it is served, or as it was before quantization."""
+    """What adapters may call their base model: as it is served, or before it was quantized."""
     config = json.loads((folder / "config.json").read_bytes())
     return {name, folder.name, str(config.get(QUANTIZED_FROM, folder.name))}
 
