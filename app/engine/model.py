@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from app.engine import default_model
+from app.engine.precision import QUANTIZED_FROM
 from app.errors import ModelNotFound, ModelNotLoadable
 from app.settings import Settings
 
@@ -61,6 +62,12 @@ def _download(model: str) -> Path:
             f"{model} is not a folder here, and the hub cannot be reached to look for it: "
             "check --model and the network"
         ) from error
+
+
+def base_names(name: str, folder: Path) -> set[str]:
+    """What adapters may call their base model: as it is served, or before it was quantized."""
+    config = json.loads((folder / "config.json").read_bytes())
+    return {name, folder.name, str(config.get(QUANTIZED_FROM, folder.name))}
 
 
 def check_model_folder(folder: Path) -> None:

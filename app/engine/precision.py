@@ -14,6 +14,8 @@ from app.settings import Precision
 # The name under which the plugin registers app/engine/plugin/int8.py.
 INT8_METHOD = "softserve-int8"
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# In a quantized checkpoint's config.json: the name of its model, whose adapters fit it as well.
+QUANTIZED_FROM = "softserve_quantized_from"
 COMPRESSED_TENSORS = "compressed-tensors"
 
 

@@ -24,7 +24,7 @@ from app.engine.architecture import NO_PLUGIN, describe_architecture
 from app.engine.arguments import parse_engine_arguments
 from app.engine.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.engine.loras import LoRAs, engine_rank
-from app.engine.model import check_model_folder, find_model
+from app.engine.model import base_names, check_model_folder, find_model
 from app.engine.precision import INT8_METHOD, Device, WeightFormat, choose_format, this_device
 from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
 from app.engine.soft_prompts import SoftPrompts
@@ -117,7 +117,7 @@ class VLLMEngine:
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
         self._architecture = describe_architecture(
-            {self._name, folder.name}, self._llm.vllm_config, self._settings
+            base_names(self._name, folder), self._llm.vllm_config, self._settings
         )
         # What is loaded now stays: keep the garbage collector from walking it again and again.
         gc.collect()

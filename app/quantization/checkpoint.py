@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from app.engine.model import INDEX_FILE, check_model_folder, find_model
-from app.engine.precision import scheme_of
+from app.engine.precision import QUANTIZED_FROM, scheme_of
 from app.errors import QuantizationFailed
 from app.quantization.architectures import ARCHITECTURES
 from app.settings import Settings
@@ -42,7 +42,7 @@ def quantize_checkpoint(model: str | None, out: Path, progress: Progress) -> Non
         StartError: no such model, or it is damaged.
         QuantizationFailed: the model cannot be quantized, `out` is taken, or no disk space.
     """
-    _, source = find_model(Settings(model=model))
+    name, source = find_model(Settings(model=model))
     check_model_folder(source)
     config = _config_of(source)
     with _new_folder(out, needed_bytes=_size_of_weights(source)) as folder, progress:
@@ -55,7 +55,7 @@ def quantize_checkpoint(model: str | None, out: Path, progress: Progress) -> Non
             for file in source.glob(pattern):
                 if file.name not in ("config.json", INDEX_FILE):
                     shutil.copyfile(file, folder / file.name)
-        config |= {"quantization_config": _scheme(config)}
+        config |= {"quantization_config": _scheme(config), QUANTIZED_FROM: Path(name).name}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

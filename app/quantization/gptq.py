@@ -7,7 +7,7 @@ made good by those that are still to come (Frantar et al., "GPTQ", 2022).
 import torch
 
 MAX = 127
-BLOCK = 128
+BLOCK = 32
 # Of the mean of the diagonal: it keeps the inverse of inputs that depend on each other finite.
 DAMPING = 0.01
 

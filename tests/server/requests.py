@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,13 @@ def add_adapter(client: httpx.Client, name: str, folder: Path) -> str:
     assert response.status_code == 200, response.text
     version: str = response.json()["live"]
     return version
+
+
+def share_before_divergence(got: Iterable[list[int]], expected: Iterable[list[int]]) -> float:
+    """Of all expected tokens: those before the first that differs."""
+    num_equal = num_expected = 0
+    for mine, theirs in zip(got, expected, strict=True):
+        pairs = zip(mine, theirs, strict=False)
+        num_equal += len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        num_expected += len(theirs)
+    return num_equal / num_expected

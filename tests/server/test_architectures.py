@@ -10,6 +10,7 @@ import pytest
 
 from app.settings import Precision
 from tests.server.architectures import ARCHITECTURES, RUNS
+from tests.server.requests import share_before_divergence
 
 NUM_PROMPTS = 2
 
@@ -41,7 +42,11 @@ def test_adapters_give_what_peft_gives(
     expected = {case: by_transformers for case, (_, by_transformers) in cases.items()}
 
     assert len(cases) == (8 if ARCHITECTURES[model_type][1] else 4)
-    assert got == expected
+    if precision == "fp32":
+        assert got == expected
+    else:
+        # Activations are rounded to about 16 bits, and random models have close seconds.
+        assert share_before_divergence(got.values(), expected.values()) >= 0.8
     assert len(set(texts_by_adapters(expected).values())) == len(cases) / NUM_PROMPTS
 
 

@@ -21,6 +21,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from app.engine.model import base_names
+from app.engine.precision import QUANTIZED_FROM
 from app.errors import ModelNotFound, ModelNotLoadable, QuantizationFailed
 from app.quantization.calibration import round_activations
 from app.quantization.checkpoint import quantize_checkpoint
@@ -104,6 +106,8 @@ def test_every_linear_layer_of_the_decoder_is_in_int8(source: Path, quantized: P
 def test_the_folder_is_one_that_is_served(source: Path, quantized: Path) -> None:
     config = json.loads((quantized / "config.json").read_text())
     scheme = config.pop("quantization_config")
+    assert config.pop(QUANTIZED_FROM) == "tiny"
+    assert base_names("served", quantized) == {"served", "tiny-w8a8", "tiny"}
 
     assert config == json.loads((source / "config.json").read_text())
     assert (scheme["quant_method"], scheme["format"]) == ("compressed-tensors", "int-quantized")
