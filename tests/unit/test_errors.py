@@ -17,6 +17,7 @@ from app.errors import (
     InvalidRequest,
     KeyRequired,
     NotPermitted,
+    QuantizationFailed,
     ServerDraining,
     ServerFull,
     SoftserveError,
@@ -66,8 +67,8 @@ def _all(kind: type[SoftserveError]) -> Iterator[type[SoftserveError]]:
 
 def test_every_error_that_a_request_can_meet_has_a_status() -> None:
     abstract = {Unavailable, AdapterError, TemplateError}
-    start = {StartError, *_all(StartError)}
-    assert set(_all(SoftserveError)) - abstract - start == set(STATUSES)
+    of_commands = {StartError, *_all(StartError), QuantizationFailed}
+    assert set(_all(SoftserveError)) - abstract - of_commands == set(STATUSES)
 
 
 def test_errors_have_sentences_of_their_own() -> None:
