@@ -16,7 +16,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, th.number, td.name { white-space: nowrap; }
 tr.best td { font-weight: 600; }
 small { opacity: .65; font-weight: 400; }
 pre { white-space: pre-wrap; font: inherit; margin: 0; min-width: 12rem; max-width: 26rem; }
@@ -102,7 +103,7 @@ def _table(comparison: Comparison) -> str:
             f"{row.latency_ms:,.0f} ms",
         ]
         best = ' class="best"' if row.name == comparison.best else ""
-        lines.append(f"<tr{best}><td>{escape(row.name)}</td>")
+        lines.append(f'<tr{best}><td class="name">{escape(row.name)}</td>')
         lines += [f'<td class="number">{cell}</td>' for cell in cells]
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table></div>"])
