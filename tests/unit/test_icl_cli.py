@@ -5,9 +5,11 @@ import json
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import structlog
 import uvicorn
@@ -17,6 +19,8 @@ from app.application import create_app
 from app.cli import cli
 from app.settings import Settings
 from tests.fake_engine import FakeEngine
+
+TIMEOUT_SECONDS = 20.0
 
 YAML = """
 description: The mood of a text.
@@ -61,9 +65,20 @@ def url() -> Iterator[str]:
         )
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        wait_until_ready(url)
+        yield url
         server.should_exit = True
         thread.join()
+
+
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        if httpx.get(f"{url}/health/ready", trust_env=False).is_success:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the server is not ready")
 
 
 def run(url: str, *arguments: str | Path) -> Result:
