@@ -25,15 +25,12 @@ from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.client import PATIENT, Client, ClientError
 from app.errors import InvalidRequest
 from app.http.adapter_schemas import AdapterList, AdapterOut
-from app.terminal import DEFAULT_URL, Url, telling_failures
+from app.terminal import DEFAULT_URL, AdminKey, Url, telling_failures
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 Name = Annotated[str, typer.Argument(help="The adapter's name.")]
-AdminKey = Annotated[
-    str | None, typer.Option(help="The server's admin key.", envvar="SOFTSERVE_ADMIN_KEY")
-]
 
 adapters = typer.Typer(
     name="adapter",

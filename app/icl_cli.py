@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.adapter_cli import AdminKey
 from app.adapters.history import SHOWN_DIGITS
 from app.client import PATIENT, Client, ClientError
 from app.errors import InvalidRequest, TemplateRejected
 from app.http.icl_schemas import TemplateList, TemplateOut
 from app.icl.registry import check_name
 from app.icl.source import read_template
-from app.terminal import DEFAULT_URL, Url, telling_failures
+from app.terminal import DEFAULT_URL, AdminKey, Url, telling_failures
 
 Name = Annotated[str, typer.Argument(help="The template's name.")]
 

@@ -10,6 +10,9 @@ from app.client import ClientError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(help="The running server.", envvar="SOFTSERVE_URL")]
+AdminKey = Annotated[
+    str | None, typer.Option(help="The server's admin key.", envvar="SOFTSERVE_ADMIN_KEY")
+]
 
 
 def fail(sentence: str) -> typer.Exit:
