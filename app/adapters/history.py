@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from app.errors import SoftserveError
+from app.errors import InvalidRequest, SoftserveError
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 VERSION_PREFIX = re.compile(r"[0-9a-f]{6,64}")
@@ -59,6 +59,16 @@ class History(Protocol[E_co]):
 
     @property
     def history(self) -> tuple[E_co, ...]: ...
+
+
+def check_name_of(what: str, name: str) -> None:
+    """Raises `InvalidRequest` for what cannot be the name of `what`."""
+    if NAME.fullmatch(name) is None:
+        raise InvalidRequest(
+            f"{what}'s name has at most 64 letters, digits, '.', '_' and '-', and begins with a "
+            "letter or a digit: choose another",
+            param="name",
+        )
 
 
 def digests_of(history: History[Dated]) -> tuple[str, ...]:

@@ -22,7 +22,14 @@ import structlog
 
 from app.adapters.archive import UploadedFile, stage_files, stage_folder
 from app.adapters.disk import in_thread
-from app.adapters.history import NAME, Entry, Watched, find_version, last_live_first, older
+from app.adapters.history import (
+    Entry,
+    Watched,
+    check_name_of,
+    find_version,
+    last_live_first,
+    older,
+)
 from app.adapters.residency import Residency
 from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
 from app.adapters.store import Record, Store, store_folder
@@ -102,12 +109,7 @@ class AdapterStatus:
 
 def check_name(name: str) -> None:
     """Raises `InvalidRequest` for what cannot be the name of an adapter."""
-    if NAME.fullmatch(name) is None:
-        raise InvalidRequest(
-            "an adapter's name has at most 64 letters, digits, '.', '_' and '-', and begins with "
-            "a letter or a digit: choose another",
-            param="name",
-        )
+    check_name_of("an adapter", name)
 
 
 class _Use:

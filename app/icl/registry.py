@@ -16,8 +16,8 @@ import structlog
 
 from app.adapters.disk import in_thread
 from app.adapters.history import (
-    NAME,
     Watched,
+    check_name_of,
     digests_of,
     find_version,
     last_live_first,
@@ -25,7 +25,7 @@ from app.adapters.history import (
 )
 from app.adapters.store import store_folder
 from app.engine.protocol import Engine
-from app.errors import InvalidRequest, TemplateConflict, TemplateNotFound
+from app.errors import TemplateConflict, TemplateNotFound
 from app.icl.compilation import CompiledTemplate
 from app.icl.store import TemplateRecord, TemplateStore, TemplateVersion
 from app.icl.template import Template
@@ -48,12 +48,7 @@ class ResolvedTemplate:
 
 def check_name(name: str) -> None:
     """Raises `InvalidRequest` for what cannot be the name of a template."""
-    if NAME.fullmatch(name) is None:
-        raise InvalidRequest(
-            "a template's name has at most 64 letters, digits, '.', '_' and '-', and begins with "
-            "a letter or a digit: choose another",
-            param="name",
-        )
+    check_name_of("a template", name)
 
 
 class TemplateRegistry:
