@@ -14,6 +14,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
 COPY scripts/install.sh scripts/install.sh
 COPY app app
+COPY softserve softserve
 COPY adapters adapters
 COPY templates templates
 

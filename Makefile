@@ -16,6 +16,7 @@ check:
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
 
 format:
 	.venv/bin/ruff check --fix

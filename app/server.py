@@ -8,9 +8,9 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from app.application import create_app
-from app.engine.vllm import VLLMEngine
+from app.engine.vllm.engine import VLLMEngine
 from app.errors import SoftserveError, StartError
+from app.http.application import create_app
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_path
-from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, SecretStr
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from softserve.schema.server import Limits
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 LogFormat = Literal["auto", "text", "json"]
@@ -19,34 +21,6 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 def _split(value: Any) -> Any:
     """In the environment, several values are one string, quoted as in a shell."""
     return tuple(shlex.split(value)) if isinstance(value, str) else value
-
-
-class Limits(BaseModel):
-    """The limits on one request and on the work in flight; `GET /info` shows them."""
-
-    max_prompts: PositiveInt = Field(32, description="Prompts in one request.", examples=[32])
-    max_n: PositiveInt = Field(16, description="Completions of one prompt.", examples=[16])
-    max_stop_strings: PositiveInt = Field(
-        8, description="Stop strings in one request.", examples=[8]
-    )
-    max_stop_length: PositiveInt = Field(
-        128, description="Characters in one stop string.", examples=[128]
-    )
-    max_body_bytes: PositiveInt = Field(
-        1_048_576, description="Bytes in one request body.", examples=[1_048_576]
-    )
-    max_virtual_tokens: NonNegativeInt = Field(
-        256, description="Virtual tokens of one soft prompt; 0 turns them off.", examples=[256]
-    )
-    max_lora_rank: PositiveInt = Field(32, description="The rank of one LoRA.", examples=[32])
-    max_adapter_bytes: PositiveInt = Field(
-        1 << 30, description="Bytes in the files of one adapter.", examples=[1 << 30]
-    )
-    max_sequences_in_flight: PositiveInt = Field(
-        256,
-        description="Completions generated or waiting at once, over all requests; beyond, 503.",
-        examples=[256],
-    )
 
 
 class Settings(Limits, BaseSettings):

@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
-from app.engine.model import find_model
+from app.engine.model.find import find_model
 from app.settings import Settings
 from loadtest.clients import stream_all
 from loadtest.measurements import Measurement, pool
 from loadtest.prompts import Tokenize, make_prompts, tokenizer_of
 from loadtest.random_adapters import make_loras, make_soft_prompts
 from loadtest.servers import HOST, SOFTSERVE, Server, running
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 Bodies = list[bytes]
 Results = dict[str, list[Measurement]]

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.engine.model import find_model
+from app.engine.model.find import find_model
 from app.errors import SoftserveError
 from app.settings import Settings
 from loadtest.clients import RequestFailed, stream_all

@@ -20,9 +20,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from app.icl.source import read_template
-from app.icl.template import Template
+from app.templates.source import read_template
 from loadtest.servers import HOST, SOFTSERVE, running
+from softserve.schema.templates import Template
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 NUM_SHOTS = 5

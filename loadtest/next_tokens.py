@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from app.engine.environment import prepare_cpu_environment, prepare_environment
-from app.engine.model import find_model
-from app.engine.precision import this_device
-from app.engine.vllm import engine_arguments
+from app.engine.model.find import find_model
+from app.engine.vllm.device import this_device
+from app.engine.vllm.engine import engine_arguments
+from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
 from app.settings import Settings
 
 NUM_TOKENS = 20_480

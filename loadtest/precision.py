@@ -24,7 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from app.engine.model import find_model
+from app.engine.model.find import find_model
 from app.errors import SoftserveError
 from app.settings import Settings
 from loadtest.clients import RequestFailed, stream_all
@@ -120,7 +120,7 @@ def environment_of(precision: str, folder: Path, temporary: Path) -> dict[str, s
         return ENGINE | {"SOFTSERVE_PRECISION": precision, "SOFTSERVE_MODEL": str(folder)}
     out = temporary / f"{folder.name}-w8a8"
     _say("quantizing the model")
-    command = [sys.executable, "-m", "app.cli", "quantize", str(folder), "--out", str(out)]
+    command = [sys.executable, "-m", "app.cli.main", "quantize", str(folder), "--out", str(out)]
     subprocess.run(command, check=True)
     return ENGINE | {"SOFTSERVE_MODEL": str(out)}
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 # Small enough for any text to go on, large enough to change it.
 SCALE = 0.02

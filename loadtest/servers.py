@@ -75,7 +75,7 @@ def _vllm_body(model: str, prompt: str, num_new_tokens: int) -> dict[str, Any]:
 
 SOFTSERVE = ServerKind(
     name="softserve",
-    module="app.cli",
+    module="app.cli.main",
     arguments=("serve",),
     ready_path="/health/ready",
     generate_path="/generate",

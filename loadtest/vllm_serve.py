@@ -13,11 +13,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from app.engine.arguments import parse_engine_arguments
-from app.engine.environment import prepare_cpu_environment, prepare_environment
-from app.engine.model import find_model
-from app.engine.precision import this_device
-from app.engine.vllm import engine_arguments
+from app.engine.model.find import find_model
+from app.engine.vllm.arguments import parse_engine_arguments
+from app.engine.vllm.device import this_device
+from app.engine.vllm.engine import engine_arguments
+from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
 from app.settings import Settings
 
 API_SERVER = "vllm.entrypoints.openai.api_server"

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
-from app.engine.model import find_model
+from app.engine.model.find import find_model
 from app.settings import Settings
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 ADAPTERS = Path(__file__).resolve().parent.parent / "adapters"
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

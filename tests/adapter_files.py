@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.engine.protocol import ModuleShape
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 Config = dict[str, Any]
 Tensors = dict[str, torch.Tensor]

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.engine.protocol import ModuleShape
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from tests.adapter_files import (
     Config,
     Files,

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
 from app.engine.protocol import (
     AdapterFiles,
     Architecture,
@@ -26,14 +27,9 @@ from app.engine.protocol import (
     Weights,
 )
 from app.errors import AdapterRejected, EngineDied, EngineStarting, InvalidRequest
-from app.generation import (
-    FinishReason,
-    GenerationChunk,
-    PositionLogprobs,
-    SamplingControls,
-    TokenLogprob,
-)
-from app.inspection import inspect_distribution
+from app.serving.inspection import inspect_distribution
+from softserve.schema.controls import Sampling
+from softserve.schema.generation import FinishReason
 
 END_OF_SEQUENCE = 256
 VOCABULARY_SIZE = 257
@@ -269,7 +265,9 @@ class Completion:
         return self._echo[self._num_tokens % len(self._echo)]
 
     def _sample(self, expected: int) -> int:
-        weights = final_probabilities(expected, self._decoding.sampling)
+        sampling = self._decoding.sampling
+        filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+        weights = final_probabilities(expected, *filters)
         num_candidates = VOCABULARY_SIZE if self._may_end else END_OF_SEQUENCE
         return self._random.choices(range(num_candidates), weights[:num_candidates])[0]
 
@@ -344,8 +342,13 @@ def next_token_logprobs(expected: int) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=1024)
-def final_probabilities(expected: int, sampling: SamplingControls) -> list[float]:
+def final_probabilities(
+    expected: int, temperature: float, top_k: int | None, top_p: float, min_p: float
+) -> list[float]:
     """What a token is sampled with after all filters, by token id."""
+    sampling = Sampling(
+        greedy=temperature == 0.0, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
     distribution = inspect_distribution(next_token_logprobs(expected), sampling, VOCABULARY_SIZE)
     by_id = {fate.token_id: fate.final for fate in distribution.tokens}
     return [by_id[token_id] for token_id in range(VOCABULARY_SIZE)]

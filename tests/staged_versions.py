@@ -3,8 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE, AdapterVersion
-from app.engine.protocol import AdapterFiles, AdapterKind
+from app.adapters.version import AdapterVersion
+from app.engine.protocol import AdapterFiles
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterKind
 
 
 def a_version(text: str, kind: AdapterKind = "lora") -> AdapterVersion:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal, Protocol
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.errors import AdapterRejected, AdapterTooLarge
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_MEMBERS = 1000

@@ -21,23 +21,18 @@ from weakref import WeakValueDictionary
 import structlog
 
 from app.adapters.archive import UploadedFile, stage_files, stage_folder
-from app.adapters.disk import in_thread
-from app.adapters.history import (
-    Entry,
-    Watched,
-    check_name_of,
-    find_version,
-    last_live_first,
-    older,
-)
 from app.adapters.residency import Residency
 from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
 from app.adapters.store import Record, Store, store_folder
 from app.adapters.validation import validate
 from app.adapters.version import AdapterVersion
-from app.engine.protocol import AdapterFiles, AdapterKind, Engine
+from app.engine.protocol import AdapterFiles, Engine
 from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest
 from app.settings import Settings
+from app.versions.disk import in_thread
+from app.versions.history import Entry, Watched, find_version, last_live_first, older
+from softserve.schema.adapters import AdapterKind
+from softserve.schema.fields import name_refusal
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +104,8 @@ class AdapterStatus:
 
 def check_name(name: str) -> None:
     """Raises `InvalidRequest` for what cannot be the name of an adapter."""
-    check_name_of("an adapter", name)
+    if refusal := name_refusal("an adapter", name):
+        raise InvalidRequest(refusal, param="name")
 
 
 class _Use:

@@ -11,7 +11,8 @@ from typing import Any
 
 import structlog
 
-from app.engine.protocol import AdapterFiles, AdapterKind, Engine
+from app.engine.protocol import AdapterFiles, Engine
+from softserve.schema.adapters import AdapterKind
 
 log = structlog.get_logger(__name__)
 

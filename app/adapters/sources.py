@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.errors import AdapterRejected, AdapterTooLarge, InvalidRequest
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 FILES = [CONFIG_FILE, WEIGHTS_FILE]

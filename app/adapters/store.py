@@ -26,12 +26,12 @@ from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 from pydantic import TypeAdapter, ValidationError
 
-from app.adapters.history import Entry, Watched
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE, AdapterVersion
-from app.engine import default_model
-from app.engine.protocol import AdapterKind
+from app.adapters.version import AdapterVersion
+from app.engine.model import default as default_model
 from app.errors import StartError
 from app.settings import Settings
+from app.versions.history import Entry, Watched
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterKind
 
 log = structlog.get_logger(__name__)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
 from app.adapters.archive import FILES, MAX_CONFIG_BYTES, shown
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE, AdapterVersion
+from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture, ModuleShape
 from app.errors import AdapterRejected, AdapterTooLarge
-from app.settings import Limits
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
+from softserve.schema.server import Limits
 
 Config = dict[str, Any]
 

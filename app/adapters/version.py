@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.engine.protocol import AdapterKind
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+from softserve.schema.adapters import AdapterKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,12 @@ import structlog
 import watchfiles
 
 from app.adapters.archive import stage_folder
-from app.adapters.history import NAME, Watched
 from app.adapters.registry import FROM_WATCHED_FOLDER, Registry
 from app.adapters.sources import is_below
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.errors import AdapterError
+from app.versions.history import Watched
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
+from softserve.schema.fields import NAME
 
 log = structlog.get_logger(__name__)
 

@@ -1,1 +1,1 @@
-"""What runs the model. vLLM is imported in this folder only."""
+"""What runs the model, and the language of a generation."""

@@ -8,7 +8,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.generation import GenerationChunk, SamplingControls
+from app.engine.generation import GenerationChunk
+from softserve.schema.adapters import AdapterKind
+from softserve.schema.controls import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,6 @@ class Architecture:
     no_soft_prompts: str | None = None
 
 
-AdapterKind = Literal["lora", "soft_prompt"]
-
-
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
     """A version of an adapter as the engine loads it: a PEFT folder that never changes.
@@ -100,7 +99,7 @@ class Prompt:
 class Decoding:
     """How the completions of a prompt are made, and what is reported of each position."""
 
-    sampling: SamplingControls
+    sampling: Sampling
     logprobs: int | None = None
 
 

@@ -28,8 +28,9 @@ from app.errors import (
     TemplateRejected,
     Unavailable,
 )
-from app.http.icl_schemas import IclGenerateBody, RenderBody
-from app.http.schemas import GenerateBody, InspectBody
+from softserve.schema.generation import GenerateBody
+from softserve.schema.icl import IclGenerateBody, RenderBody
+from softserve.schema.inspection import InspectBody
 
 STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.errors import describe
-from app.metrics import Metrics, Outcome
+from app.telemetry.metrics import Metrics, Outcome
 
 log = structlog.get_logger(__name__)
 

@@ -14,27 +14,21 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from app.engine.generation import GenerationChunk, GenerationRequest, Place, PositionLogprobs
 from app.engine.protocol import Engine
 from app.errors import SoftserveError
-from app.generation import (
-    FinishReason,
-    GenerationChunk,
-    GenerationRequest,
-    Place,
-    PositionLogprobs,
-)
+from app.http.answers import adapters_used
 from app.http.errors import describe
-from app.http.schemas import (
+from app.telemetry.metrics import Outcome
+from softserve.schema.generation import (
     CompletionOut,
+    FinishReason,
     GenerateAnswer,
     PositionLogprobsOut,
-    SamplingOut,
     TimingsOut,
     TokenLogprobOut,
     UsageOut,
-    adapters_used,
 )
-from app.metrics import Outcome
 
 T = TypeVar("T")
 
@@ -158,7 +152,7 @@ async def collect(answering: Answering, chunks: AsyncGenerator[GenerationChunk])
         id=answering.request.request_id,
         model=answering.engine.info.model,
         completions=[_completion(answering, pieces[place]) for place in sorted(pieces)],
-        sampling=SamplingOut.of(answering.request.sampling),
+        sampling=answering.request.sampling,
         **adapters_used(answering.request, answering.tally.prompts[0]),
         usage=answering.tally.usage(),
         timings=answering.tally.timings(),
@@ -251,7 +245,7 @@ def _ending(answering: Answering, chunk: GenerationChunk) -> dict[str, Any]:
         "timings": answering.tally.timings(),
         "id": answering.request.request_id,
         "model": answering.engine.info.model,
-        "sampling": SamplingOut.of(answering.request.sampling),
+        "sampling": answering.request.sampling,
         **answering.of_prompt(chunk.prompt_index),
     }
 

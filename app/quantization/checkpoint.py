@@ -23,8 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from app.engine.model import INDEX_FILE, check_model_folder, find_model
-from app.engine.precision import QUANTIZED_FROM, scheme_of
+from app.engine.model.find import INDEX_FILE, check_model_folder, find_model
+from app.engine.model.precision import QUANTIZED_FROM, scheme_of
 from app.errors import QuantizationFailed
 from app.quantization.architectures import ARCHITECTURES
 from app.settings import Settings

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from app.admission import Admission
-from app.application import create_app
 from app.errors import SoftserveError
-from app.lifecycle import Lifecycle
+from app.http.application import create_app
+from app.serving.admission import Admission
+from app.serving.lifecycle import Lifecycle
 from app.settings import Settings
 from tests.fake_engine import FakeEngine
 

@@ -10,7 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.application import create_app
+from app.http.application import create_app
 from app.settings import Settings
 from tests.api.support import Served, error_of, starting, until_ready
 from tests.fake_engine import FakeEngine

@@ -1,18 +1,21 @@
 """The OpenAPI document: a description and an example for every field, and every endpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from app.application import create_app
-from app.http.icl_schemas import IclGenerateBody, RenderBody
-from app.http.schemas import GenerateBody, InspectBody
+from app.http.application import create_app
+from app.http.requests import few_shot_request, generation_request, inspection_request
 from app.settings import Settings
+from softserve.schema.generation import GenerateBody
+from softserve.schema.icl import IclGenerateBody, RenderBody
+from softserve.schema.inspection import InspectBody
 from tests.api.support import serving
 from tests.fake_engine import FakeEngine
 
 Body = GenerateBody | InspectBody
+CONVERTED = [(GenerateBody, generation_request), (InspectBody, inspection_request)]
 DOCUMENT: dict[str, Any] = create_app(Settings(), FakeEngine(), lambda _: None).openapi()
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 FIELDS = [
@@ -44,8 +47,10 @@ def test_every_field_has_an_example(field: dict[str, Any]) -> None:
     assert _has_example(field)
 
 
-@pytest.mark.parametrize("body", [GenerateBody, InspectBody])
-def test_every_example_of_a_request_field_is_valid(body: type[Body]) -> None:
+@pytest.mark.parametrize(("body", "to_request"), CONVERTED)
+def test_every_example_of_a_request_field_is_valid(
+    body: type[Body], to_request: Callable[..., Any]
+) -> None:
     needed: dict[str, dict[str, Any]] = {
         "system": {"use_chat_template": True},
         "seed": {"temperature": 1.0},
@@ -54,13 +59,14 @@ def test_every_example_of_a_request_field_is_valid(body: type[Body]) -> None:
     for name, field in body.model_fields.items():
         for example in field.examples or ():
             given = {"prompt": "a", **needed.get(name, {}), name: example}
-            body.model_validate(given).to_request("id")
+            to_request(body.model_validate(given), "id")
 
 
-@pytest.mark.parametrize("body", [GenerateBody, InspectBody])
-def test_every_example_of_a_body_is_valid(body: type[Body]) -> None:
+@pytest.mark.parametrize(("body", "to_request"), CONVERTED)
+def test_every_example_of_a_body_is_valid(body: type[Body], to_request: Callable[..., Any]) -> None:
     examples = SCHEMAS[body.__name__]["examples"]
-    assert [body.model_validate(example).to_request("id").sampling.n for example in examples] == [1]
+    requests = [to_request(body.model_validate(example), "id") for example in examples]
+    assert [request.sampling.n for request in requests] == [1]
 
 
 @pytest.mark.parametrize("body", [RenderBody, IclGenerateBody])
@@ -68,7 +74,9 @@ async def test_every_example_of_in_context_learning_is_valid(body: type[RenderBo
     async with serving() as served:
         in_context = served.app.state.in_context
         for example in SCHEMAS[body.__name__]["examples"]:
-            prepared = await in_context.prepare(body.model_validate(example).to_request("id"))
+            prepared = await in_context.prepare(
+                few_shot_request(body.model_validate(example), "id")
+            )
             assert prepared.num_shots == 1
 
 

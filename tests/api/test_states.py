@@ -5,8 +5,8 @@ import asyncio
 import httpx
 import pytest
 
-from app import lifecycle
 from app.errors import EngineDied, EngineStarting, ModelNotFound, ServerFull, StartError
+from app.serving import lifecycle
 from tests.api.support import (
     Served,
     error_of,

@@ -13,11 +13,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from app.engine.environment import prepare_cpu_environment, prepare_environment
-from app.engine.loras import FIRST_ID
-from app.engine.precision import this_device
-from app.engine.soft_prompts import SoftPrompts
-from app.engine.vllm import engine_arguments
+from app.engine.vllm.device import this_device
+from app.engine.vllm.engine import engine_arguments
+from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
+from app.engine.vllm.loras import FIRST_ID
+from app.engine.vllm.soft_prompts import SoftPrompts
 from app.settings import Precision, Settings
 
 TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

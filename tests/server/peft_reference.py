@@ -17,8 +17,8 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from app.engine.architecture import modules_of
-from app.engine.default_model import default_model
+from app.engine.model.default import default_model
+from app.engine.vllm.architecture import modules_of
 from app.settings import Settings
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 
 def generate(client: httpx.Client, **body: Any) -> dict[str, Any]:

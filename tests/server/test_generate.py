@@ -9,9 +9,9 @@ import torch
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app import __version__
-from app.engine.default_model import default_model
+from app.engine.model.default import default_model
 from app.settings import Settings
+from softserve import __version__
 from tests.server.requests import generate, metric, stream, text_of
 
 PROMPTS = [

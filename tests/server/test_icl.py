@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.icl.source import read_template
-from app.icl.template import Template
+from app.templates.source import read_template
+from softserve.schema.templates import Template
 from tests.adapter_files import write_soft_prompt
 from tests.server.process import SHIPPED_TEMPLATES, ServerProcess
 from tests.server.requests import Streamed, add_adapter, generate, text_of

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.engine.default_model import default_model
+from app.engine.model.default import default_model
 from app.settings import Settings
 from tests.server.process import ServerProcess
 from tests.server.requests import generate

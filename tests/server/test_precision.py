@@ -12,7 +12,7 @@ import httpx
 import pytest
 from rich.progress import Progress
 
-from app.engine.default_model import default_model
+from app.engine.model.default import default_model
 from app.quantization.checkpoint import quantize_checkpoint
 from app.settings import Settings
 from tests.server.architectures import round_to_int8

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.default_model import default_model
+from app.engine.model.default import default_model
 from app.settings import Settings
 from tests.server.process import COMMAND
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.adapters.archive import UploadedFile, stage_files, stage_folder
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.errors import AdapterError, AdapterRejected, AdapterTooLarge
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from tests.adapter_files import (
     Files,
     pack_files_zip,

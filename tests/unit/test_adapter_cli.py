@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.cli import cli
+from app.cli.main import cli
 from tests.unit.test_adapter_tables import FIRST, SECOND, SOFT_PROMPT, adapter, version
 
 CONFIG, WEIGHTS = b'{"peft_type": "LORA"}', bytes(range(256)) * 8

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from app.adapter_tables import print_adapter, print_adapters
-from app.http.adapter_schemas import AdapterOut
+from app.cli.adapter_tables import print_adapter, print_adapters
+from softserve.schema.adapters import AdapterOut
 
 FIRST, SECOND = "9f86d081884c7d65" * 4, "60303ae22b998861" * 4
 LORA = {"base_model": "echo", "rank": 8, "target_modules": ["q_proj", "v_proj"]}

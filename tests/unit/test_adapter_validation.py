@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from app.adapters.archive import UploadedFile, stage_files
 from app.adapters.validation import digest_of, validate
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE, AdapterVersion
-from app.engine.architecture import modules_of
+from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture, ModuleShape
+from app.engine.vllm.architecture import modules_of
 from app.errors import AdapterError, AdapterRejected, AdapterTooLarge
-from app.settings import Limits
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
+from softserve.schema.server import Limits
 from tests.adapter_files import (
     Files,
     as_files,

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from app.admission import Admission
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ServerDraining, ServerFull
+from app.serving.admission import Admission
 
 
 @pytest.fixture

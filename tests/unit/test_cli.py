@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from app import __version__
-from app.cli import cli
+from app.cli.main import cli
 from app.settings import Settings
+from softserve import __version__
 from tests.unit.test_tables import ANSWER
 
 

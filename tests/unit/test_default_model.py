@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress
 
-from app.engine import default_model
+from app.engine.model import default as default_model
 from app.errors import ModelNotLoadable
 
 GGUF = b"weights"

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
-from app.controls import SAMPLING_CONTROLS
-from app.http.schemas import GenerateBody
-from app.icl.template import Template
-from app.metrics import Metrics
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
+from softserve.schema.controls import CONTROLS
+from softserve.schema.generation import GenerateBody
+from softserve.schema.templates import Template
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ def test_every_control_is_in_the_readme(name: str) -> None:
     assert f"| `{name}` |" in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", Template.model_fields.keys() - SAMPLING_CONTROLS)
+@pytest.mark.parametrize("name", Template.model_fields.keys() - CONTROLS)
 def test_every_field_of_a_template_is_documented(name: str) -> None:
     rows = [
         line for line in (ROOT / "docs/icl.md").read_text().splitlines() if line.startswith("| `")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.engine.arguments import OWNED, parse_engine_arguments
+from app.engine.vllm.arguments import OWNED, parse_engine_arguments
 from app.errors import InvalidEngineArgument
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from app.engine import environment
-from app.engine.environment import loads_plugin, prepare_cpu_environment, prepare_environment
-from app.engine.precision import Device
-from app.engine.vllm import engine_arguments
+from app.engine.model.precision import Device
+from app.engine.vllm import environment
+from app.engine.vllm.engine import engine_arguments
+from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.settings import Settings
 
 

@@ -9,13 +9,13 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
+from app.cli.evaluation_tables import print_comparison
 from app.evaluation.bootstrap import difference, interval
 from app.evaluation.comparison import Comparison, Sample, compare, verdict
 from app.evaluation.metrics import EvaluationError, Scored, measures
 from app.evaluation.report import html_report
 from app.evaluation.runner import Answered, Question, ask_all
 from app.evaluation.variants import combine, key_of, name_of
-from app.evaluation_tables import print_comparison
 
 REFERENCES = [
     "Nora asks Piet to bring four chairs on Saturday.",

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
+from app.engine.generation import GenerationRequest, PromptFormat, resolve_sampling
 from app.errors import InvalidRequest
-from app.generation import GenerationRequest, PromptFormat, SamplingControls, resolve_sampling
+from softserve.schema.controls import Sampling
 
 
 def test_nothing_given_is_greedy() -> None:
     controls = resolve_sampling()
     assert controls.greedy
-    assert controls == SamplingControls(
+    assert controls == Sampling(
         max_new_tokens=128,
         min_new_tokens=0,
         temperature=0.0,
@@ -22,7 +23,7 @@ def test_nothing_given_is_greedy() -> None:
         presence_penalty=0.0,
         frequency_penalty=0.0,
         seed=None,
-        stop=(),
+        stop=[],
         n=1,
         ignore_eos=False,
     )
@@ -46,7 +47,7 @@ def test_the_least_random_temperature() -> None:
 def test_what_is_given_is_in_effect() -> None:
     controls = resolve_sampling(max_new_tokens=1, min_new_tokens=1, stop=["a", "b"], n=1)
     assert (controls.max_new_tokens, controls.min_new_tokens) == (1, 1)
-    assert controls.stop == ("a", "b")
+    assert controls.stop == ["a", "b"]
 
 
 GREEDY = "because the request is greedy: give a temperature above 0, or leave it out"

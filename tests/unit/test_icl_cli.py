@@ -15,8 +15,8 @@ import structlog
 import uvicorn
 from typer.testing import CliRunner, Result
 
-from app.application import create_app
-from app.cli import cli
+from app.cli.main import cli
+from app.http.application import create_app
 from app.settings import Settings
 from tests.fake_engine import FakeEngine
 

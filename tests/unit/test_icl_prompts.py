@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from app.errors import InvalidRequest, TemplateRejected
-from app.icl.compilation import CompiledTemplate, ExampleSet
-from app.icl.fitting import most_shots_that_fit
-from app.icl.labels import score_labels
-from app.icl.selection import Similarity, as_shown, most_useful
-from app.icl.template import Selection, Template
+from app.templates.compilation import CompiledTemplate, ExampleSet
+from app.templates.fitting import most_shots_that_fit
+from app.templates.labels import score_labels
+from app.templates.selection import Similarity, as_shown, most_useful
+from softserve.schema.templates import Selection, Template
 
 BASE: dict[str, Any] = {
     "instruction": "Say it.",

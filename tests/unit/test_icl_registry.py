@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from app.adapters.history import Watched
 from app.errors import (
     InvalidRequest,
     TemplateConflict,
@@ -14,11 +13,12 @@ from app.errors import (
     TemplateRejected,
     Unavailable,
 )
-from app.icl.folder import TemplateFolder
-from app.icl.registry import TemplateRegistry
-from app.icl.store import TemplateRecord
-from app.icl.template import Template
 from app.settings import Settings
+from app.templates.folder import TemplateFolder
+from app.templates.registry import TemplateRegistry
+from app.templates.store import TemplateRecord
+from app.versions.history import Watched
+from softserve.schema.templates import Template
 from tests.fake_engine import FakeEngine
 
 YAML = """

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from app.errors import InvalidRequest, TemplateRejected
-from app.icl.rendering import MAX_ITEMS, MAX_NODES, MAX_RENDERED_LENGTH, Format
+from app.templates.format import MAX_ITEMS, MAX_NODES, MAX_RENDERED_LENGTH, Format
 
 VARIABLES = ["text", "names"]
 

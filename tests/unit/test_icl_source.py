@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.errors import TemplateRejected
-from app.icl.source import MAX_TEMPLATE_BYTES, parse_jsonl, parse_yaml, read_template
-from app.icl.template import Template
+from app.templates.source import MAX_TEMPLATE_BYTES, parse_jsonl, parse_yaml, read_template
+from softserve.schema.templates import Template
 
 PLAIN = """
 input_variables: [text]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from app.generation import resolve_sampling
-from app.inspection import Distribution, inspect_distribution
+from app.engine.generation import resolve_sampling
+from app.serving.inspection import Distribution, inspect_distribution
 
 PLAIN = settings(deadline=None, derandomize=True, database=None, max_examples=200)
 SCORES = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=40)

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from app.generation import resolve_sampling
-from app.inspection import inspect_distribution
+from app.engine.generation import resolve_sampling
+from app.serving.inspection import inspect_distribution
 
 VLLM = """
 import json, sys, torch

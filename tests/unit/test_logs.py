@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from app.logs import configure_logging
+from app.telemetry.logs import configure_logging
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from app.merging import merge
+from app.serving.merging import merge
 
 
 class Source:

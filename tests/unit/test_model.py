@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from app.engine import default_model
-from app.engine.model import check_model_folder, find_model
+from app.engine.model import default as default_model
+from app.engine.model.find import check_model_folder, find_model
 from app.errors import ModelNotFound, ModelNotLoadable
 from app.settings import Settings
 

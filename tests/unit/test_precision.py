@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from app.engine.precision import INT8_METHOD, Device, choose_format, int8_scheme
+from app.engine.model.precision import INT8_METHOD, Device, choose_format, int8_scheme
 from app.errors import ModelNotLoadable
 from app.settings import Precision
 

@@ -21,8 +21,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from app.engine.model import base_names
-from app.engine.precision import QUANTIZED_FROM
+from app.engine.model.find import base_names
+from app.engine.model.precision import QUANTIZED_FROM
 from app.errors import ModelNotFound, ModelNotLoadable, QuantizationFailed
 from app.quantization.calibration import round_activations
 from app.quantization.checkpoint import quantize_checkpoint

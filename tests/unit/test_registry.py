@@ -15,10 +15,8 @@ from structlog.testing import capture_logs
 from app.adapters import registry as registry_module
 from app.adapters import store as store_module
 from app.adapters.archive import UploadedFile
-from app.adapters.history import Watched
 from app.adapters.registry import Adapters, AdapterStatus, Registry, check_name
 from app.adapters.sources import HubRepository
-from app.engine.protocol import AdapterKind
 from app.errors import (
     AdapterConflict,
     AdapterError,
@@ -31,6 +29,8 @@ from app.errors import (
     Unavailable,
 )
 from app.settings import Settings
+from app.versions.history import Watched
+from softserve.schema.adapters import AdapterKind
 from tests.adapter_files import read_files, write_lora, write_soft_prompt
 from tests.fake_engine import ARCHITECTURE, FakeEngine
 from tests.staged_versions import a_version, stage

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from app.adapters.residency import Residency
-from app.engine.protocol import AdapterFiles, AdapterKind
+from app.engine.protocol import AdapterFiles
 from app.errors import AdapterRejected
+from softserve.schema.adapters import AdapterKind
 from tests.fake_engine import FakeEngine
 from tests.staged_versions import a_version, files_of
 

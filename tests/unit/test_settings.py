@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Limits, Settings
+from app.settings import Settings
+from softserve.schema.server import Limits
 
 
 def test_defaults() -> None:

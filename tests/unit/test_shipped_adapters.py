@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from app.adapters.validation import validate
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
-from app.engine.protocol import AdapterKind, Architecture, ModuleShape
-from app.settings import Limits
+from app.engine.protocol import Architecture, ModuleShape
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterKind
+from softserve.schema.server import Limits
 
 ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
 SHIPPED: dict[str, AdapterKind] = {

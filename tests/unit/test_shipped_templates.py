@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from app.icl.compilation import CompiledTemplate
-from app.icl.source import read_template
-from app.icl.template import OUTPUT, Template
+from app.templates.compilation import CompiledTemplate
+from app.templates.source import read_template
+from softserve.schema.templates import OUTPUT, Template
 
 FOLDER = Path(__file__).resolve().parents[2] / "templates"
 SHIPPED = {

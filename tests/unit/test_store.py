@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from app.adapters import store as store_module
-from app.adapters.history import Entry, Watched
 from app.adapters.store import Record, Store, store_folder
-from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE, AdapterVersion
+from app.adapters.version import AdapterVersion
 from app.errors import StartError
 from app.settings import Settings
+from app.versions.history import Entry, Watched
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from tests.staged_versions import a_version, stage
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -237,7 +238,7 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from datetime import UTC, datetime
-from app.adapters.history import Entry
+from app.versions.history import Entry
 from app.adapters.store import Record, Store
 from tests.staged_versions import stage
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from app.http.schemas import InspectAnswer
-from app.tables import print_distribution
+from app.cli.inspection_tables import print_distribution
+from softserve.schema.inspection import InspectAnswer
 
 
 def _token(text: str, token_id: int, share: float, final: float, *kept: bool | None) -> Any:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from app.threads import run_in_daemon_thread
+from app.engine.vllm.threads import run_in_daemon_thread
 
 
 async def test_work_is_done_off_the_event_loop() -> None:

@@ -33,7 +33,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
 
-from app.engine.precision import INT8_METHOD
+from app.engine.model.precision import INT8_METHOD
 
 MAX = 127
 # oneDNN keeps a compiled primitive for so many batch sizes; vLLM's own number.

@@ -4,7 +4,7 @@ vLLM has a modality "prompt_embeds" whose rows its runners put straight into the
 multimodal model's encoder outputs lie; merging them into the token embeddings is all that is left
 to do. So for every text architecture this registers, under the architecture's own name, a class
 made from the stock one with `SupportsMultiModal` added. How a request carries its rows is in
-app/engine/soft_prompts.py.
+app/engine/vllm/soft_prompts.py.
 
 The server process says by an environment variable how many rows a prompt may have, and so whether
 to do this at all: the plugin is loaded before vLLM has any configuration.
@@ -33,7 +33,7 @@ from vllm.multimodal.processing import (
     BaseProcessingInfo,
 )
 
-from app.engine.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE, MODALITY
+from app.engine.vllm.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE, MODALITY
 
 # vLLM keeps what it learned of a class on disk, under the class's name and the digest of this file.
 _PREFIX = "SoftPrompts_" + vllm.__version__.replace(".", "_") + "_"

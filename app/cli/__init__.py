@@ -1,0 +1,1 @@
+"""The command line: the server, and commands that talk to a running one."""

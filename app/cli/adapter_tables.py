@@ -1,0 +1,166 @@
+"""What `softserve adapter list` and `softserve adapter show` print.
+
+On a terminal the tables fit its width; in a pipe an adapter, or a version, is one line.
+"""
+
+from collections.abc import Sequence
+
+from rich import filesize
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from softserve.schema.adapters import AdapterOut, VersionOut
+from softserve.schema.fields import SHOWN_DIGITS
+
+PIPE_WIDTH = 1000
+NO_ADAPTERS = (
+    "There are no adapters: add one with `softserve adapter add NAME SOURCE`, or put its folder "
+    "into the server's --adapter-dir."
+)
+
+
+def print_adapters(adapters: Sequence[AdapterOut], console: Console | None = None) -> None:
+    """The answer of `GET /adapters`: a row an adapter, then the reasons of those rejected."""
+    console = console or _stdout()
+    if not adapters:
+        console.print(NO_ADAPTERS)
+        return
+    table = _list(adapters, stacked=False)
+    if _natural_width(table, console) > console.width:
+        table = _list(adapters, stacked=True)
+    console.print(table)
+    for reason in filter(None, map(_why_not, adapters)):
+        console.print()
+        console.print(_plain(reason))
+
+
+def print_adapter(adapter: AdapterOut, console: Console | None = None) -> None:
+    """The answer of `GET /adapters/{name}`: what it is, and a row a version."""
+    console = console or _stdout()
+    version = shown_version(adapter)
+    if version is not None:
+        modules = f" on {', '.join(version.target_modules)}" if version.target_modules else ""
+        console.print(_plain(f"{adapter.name}: {kind_of(version)}{modules}"))
+        console.print(_plain(f"base model: {version.base_model or 'not declared'}"))
+        console.print()
+        console.print(_versions(adapter))
+    if reason := _why_not(adapter):
+        if version is not None:
+            console.print()
+        console.print(_plain(reason))
+
+
+def shown_version(adapter: AdapterOut) -> VersionOut | None:
+    """The live version, of an adapter that is not served the newest."""
+    live = (version for version in adapter.versions if version.live)
+    return next(live, adapter.versions[0] if adapter.versions else None)
+
+
+def kind_of(version: VersionOut) -> str:
+    """`LoRA, rank 8`, or `soft prompt, 20 virtual tokens`."""
+    if version.virtual_tokens is None:
+        return f"LoRA, rank {version.rank}"
+    tokens = "virtual token" if version.virtual_tokens == 1 else "virtual tokens"
+    return f"soft prompt, {version.virtual_tokens} {tokens}"
+
+
+def short(digest: str) -> str:
+    return digest[:SHOWN_DIGITS]
+
+
+def _list(adapters: Sequence[AdapterOut], *, stacked: bool) -> Table:
+    """Stacked, the kind stands below the name."""
+    table = _table()
+    table.add_column("name", overflow="fold")
+    if not stacked:
+        table.add_column("kind")
+    table.add_column("live", no_wrap=True)
+    table.add_column("versions", justify="right", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("loaded", justify="center", no_wrap=True)
+    table.add_column("requests", justify="right", no_wrap=True)
+    for adapter in adapters:
+        version = shown_version(adapter)
+        kind = "" if version is None else kind_of(version)
+        table.add_row(
+            *([_stacked(adapter.name, kind)] if stacked else [adapter.name, kind]),
+            "not served" if adapter.live is None else short(adapter.live),
+            f"{len(adapter.versions)}",
+            "" if version is None else _size(version),
+            _mark(version is not None and version.loaded),
+            f"{adapter.requests:,}",
+            style=None if adapter.live else "dim",
+        )
+    return table
+
+
+def _stacked(name: str, kind: str) -> Group:
+    below = [Padding(kind, (0, 0, 0, 2))] if kind else []
+    return Group(name, *below)
+
+
+def _versions(adapter: AdapterOut) -> Table:
+    table = _table()
+    table.add_column("version", no_wrap=True)
+    table.add_column("live", justify="center", no_wrap=True)
+    table.add_column("loaded", justify="center", no_wrap=True)
+    table.add_column("created")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("requests", justify="right", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for version in adapter.versions:
+        table.add_row(
+            short(version.version),
+            _mark(version.live),
+            _mark(version.loaded),
+            f"{version.created_at.astimezone():%Y-%m-%d %H:%M}",
+            _size(version),
+            f"{version.requests:,}",
+            _plain(version.source),
+        )
+    return table
+
+
+def _why_not(adapter: AdapterOut) -> str | None:
+    """Why it, or what was last put into its folder, is not served."""
+    if adapter.rejected is not None:
+        served = "" if adapter.live is None else f" ({short(adapter.live)} is served)"
+        return f"{adapter.name} is rejected{served}: {adapter.rejected}"
+    if adapter.live is None:
+        return (
+            f"{adapter.name} is not served: its folder is gone; put it back, or use "
+            f"`softserve adapter rollback {adapter.name}`"
+        )
+    return None
+
+
+def _stdout() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def _natural_width(table: Table, console: Console) -> int:
+    options = console.options.update_width(PIPE_WIDTH)
+    return console.measure(table, options=options).maximum
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+
+
+def _plain(text: str) -> Text:
+    """What came with an adapter may be markup, or steer a terminal."""
+    return Text("".join(each if each.isprintable() else "\ufffd" for each in text))
+
+
+def _size(version: VersionOut) -> str:
+    return filesize.decimal(version.size_bytes)
+
+
+def _mark(true: bool) -> Text:
+    return Text("✓", style="green") if true else Text("·", style="dim")

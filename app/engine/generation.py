@@ -1,0 +1,148 @@
+"""The language of one generation: what is asked, what comes back.
+
+Greedy decoding unless asked otherwise: with no sampling control a request is deterministic; giving
+`temperature` above zero, `top_k`, `top_p` or `min_p` turns random sampling on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import InvalidRequest
+from softserve.schema.controls import FILTERS, Sampling
+from softserve.schema.generation import FinishReason
+
+# vLLM silently raises a smaller temperature to this one (its sampling_params.py, _MAX_TEMP).
+MIN_RANDOM_TEMPERATURE = 0.01
+
+# Of a completion in its request: prompt index, index.
+Place = tuple[int, int]
+
+
+def resolve_sampling(**given: Any) -> Sampling:
+    """The controls in effect, from those that were given (None: not given).
+
+    Raises:
+        InvalidRequest: two controls contradict each other, or one would have no effect.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    filters = [name for name in FILTERS if name in given]
+    temperature = given.setdefault("temperature", 1.0 if filters else 0.0)
+    if 0.0 < temperature < MIN_RANDOM_TEMPERATURE:
+        raise InvalidRequest(
+            f"temperature is {temperature}: give 0 for greedy decoding, or at least "
+            f"{MIN_RANDOM_TEMPERATURE}",
+            param="temperature",
+        )
+    # Of an answer, only what was set is sent: a default is shown as well.
+    sampling = Sampling(**{**Sampling().model_dump(), **given, "greedy": temperature == 0.0})
+    if sampling.greedy:
+        _refuse_without_effect_when_greedy(sampling, filters)
+    if sampling.min_new_tokens > sampling.max_new_tokens:
+        raise InvalidRequest(
+            f"min_new_tokens is {sampling.min_new_tokens:,} and max_new_tokens is "
+            f"{sampling.max_new_tokens:,}: lower the first or raise the second",
+            param="min_new_tokens",
+        )
+    return sampling
+
+
+def _refuse_without_effect_when_greedy(sampling: Sampling, filters: Sequence[str]) -> None:
+    advice = "the request is greedy: give a temperature above 0, or leave it out"
+    if filters:
+        raise InvalidRequest(
+            f"{filters[0]} has no effect at temperature 0: "
+            "raise the temperature, or leave one of the two out",
+            param=filters[0],
+        )
+    if sampling.seed is not None:
+        raise InvalidRequest(f"seed has no effect, because {advice}", param="seed")
+    if sampling.n > 1:
+        raise InvalidRequest(f"n above 1 would repeat one text, because {advice}", param="n")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How a text becomes a prompt: as it is, or as a user message in the model's chat template.
+
+    Raises:
+        InvalidRequest: a system message without a chat template.
+    """
+
+    use_chat_template: bool = False
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.system is not None and not self.use_chat_template:
+            raise InvalidRequest(
+                "system needs the model's chat template: set use_chat_template to true",
+                param="system",
+            )
+
+
+AS_IT_IS = PromptFormat()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a client asks: `n` completions for every prompt.
+
+    `logprobs` is the number of most likely tokens to report per position (None: report nothing).
+    `adapter` and `soft_prompt` are each a name, or `name@version`.
+    """
+
+    request_id: str
+    prompts: tuple[str, ...]
+    sampling: Sampling
+    format: PromptFormat = AS_IT_IS
+    logprobs: int | None = None
+    adapter: str | None = None
+    soft_prompt: str | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) * self.sampling.n
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token and the natural logarithm of its probability as the model gives it."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class PositionLogprobs:
+    """The token that was chosen at one position, and the most likely ones there, best first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationChunk:
+    """A piece of one completion, as the engine produces it.
+
+    `text` holds whole characters only; `token_ids` are the tokens since the last chunk, whose text
+    may still be held back. `num_cached_tokens` of the prompt and its soft prompt came from the
+    prefix cache. `lora` and `soft_prompt` are the digests of the versions that made it.
+    """
+
+    prompt_index: int
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    queue_seconds: float
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    lora: str | None = None
+    soft_prompt: str | None = None
+    num_virtual_tokens: int = 0
+
+    @property
+    def place(self) -> Place:
+        return self.prompt_index, self.index

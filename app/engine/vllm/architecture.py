@@ -1,0 +1,81 @@
+"""What an adapter has to fit: the modules of the model by PEFT's names, which are transformers'."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from app.engine.protocol import Architecture, ModuleShape
+from app.engine.vllm.environment import loads_plugin
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+    from vllm.config import ModelConfig, VllmConfig
+
+NO_PLUGIN = "VLLM_PLUGINS leaves softserve out: add it, or unset the variable"
+
+
+def describe_architecture(
+    names: Iterable[str], config: "VllmConfig", settings: Settings
+) -> Architecture:
+    """The architecture of the model that vLLM runs with this config."""
+    modules = modules_of(config.model_config.hf_config)
+    return Architecture(
+        names=frozenset(names),
+        hidden_size=config.model_config.get_inputs_embeds_size(),
+        modules=modules,
+        no_loras=_why_no_loras(config, settings),
+        no_soft_prompts=_why_no_soft_prompts(config.model_config, modules, settings),
+    )
+
+
+def modules_of(config: Any) -> dict[str, ModuleShape]:
+    """The modules of a transformers config's model, which is made without its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = ((name, _shape(module)) for name, module in model.named_modules())
+    return {name: shape for name, shape in shapes if shape is not None}
+
+
+def _shape(module: "nn.Module") -> ModuleShape | None:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return ModuleShape("linear", module.in_features, module.out_features)
+    if isinstance(module, Conv1D):
+        return ModuleShape("linear", module.nx, module.nf)
+    if isinstance(module, nn.Embedding):
+        return ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
+    return None
+
+
+def _why_no_loras(config: "VllmConfig", settings: Settings) -> str | None:
+    if config.lora_config is not None:
+        return None
+    if settings.max_loras == 0:
+        return "this server runs without LoRAs: start it with --max-loras above 0"
+    if not loads_plugin():
+        return NO_PLUGIN
+    return f"vLLM runs no LoRA on {config.model_config.architecture}: use a soft prompt"
+
+
+def _why_no_soft_prompts(
+    config: "ModelConfig", modules: dict[str, ModuleShape], settings: Settings
+) -> str | None:
+    from vllm.model_executor.model_loader.utils import get_model_cls
+
+    from app.engine.plugin import soft_prompt_models
+
+    if settings.max_virtual_tokens == 0:
+        return "this server runs without soft prompts: start it with --max-virtual-tokens above 0"
+    if not loads_plugin():
+        return NO_PLUGIN
+    if get_model_cls(config).__module__ != soft_prompt_models.__name__:
+        return f"vLLM's {config.architecture} takes no embeddings in place of tokens: use a LoRA"
+    width = config.get_inputs_embeds_size()
+    if not any(m.kind == "embedding" and m.out_features == width for m in modules.values()):
+        return f"the embeddings of {config.model} are not as wide as its hidden states: use a LoRA"
+    return None

@@ -1,0 +1,418 @@
+"""The engine on vLLM's `AsyncLLM`: one process for this class, further ones for the model.
+
+The plot: find the model's folder, build the engine arguments, load, then translate requests and
+outputs between softserve's language and vLLM's. `vllm` itself is imported inside functions, after
+`prepare_environment`, because it reads its environment when it is imported.
+"""
+
+import asyncio
+import gc
+import signal
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from math import ceil
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
+from app.engine.model.find import base_names, check_model_folder, find_model
+from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
+from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
+from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture
+from app.engine.vllm.arguments import parse_engine_arguments
+from app.engine.vllm.device import this_device
+from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
+from app.engine.vllm.loras import LoRAs, engine_rank
+from app.engine.vllm.soft_prompts import SoftPrompts
+from app.engine.vllm.threads import run_in_daemon_thread
+from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
+from app.settings import Settings
+from softserve.schema.controls import CONTROLS, Sampling
+from softserve.schema.generation import FinishReason
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+log = structlog.get_logger(__name__)
+
+MEMORY_REPORT = "app.engine.plugin.memory.MemoryReport"
+GIB = 1 << 30
+STOP_TIMEOUT_SECONDS = 10.0
+SHORT_TEXT_LENGTH = 4096
+
+
+class VLLMEngine:
+    """`Engine` on vLLM. Parallelism, executors and speculative decoding are vLLM's own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._llm: AsyncLLM | None = None
+        self._tokenizer: Any = None
+        self._name: str
+        self._weight_format: WeightFormat
+        self._loras: LoRAs
+        self._soft_prompts: SoftPrompts
+        self._info: EngineInfo | None = None
+        self._architecture: Architecture | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineStarting
+        return self._info
+
+    @property
+    def architecture(self) -> Architecture:
+        if self._architecture is None:
+            raise EngineStarting
+        return self._architecture
+
+    @property
+    def died(self) -> bool:
+        return self._llm is not None and bool(self._llm.errored)
+
+    async def start(self) -> None:
+        await run_in_daemon_thread(self._load)
+        self._info = await _describe(self._name, self._weight_format, self._running)
+
+    async def stop(self) -> None:
+        # Forget it here: otherwise its destructor runs when the interpreter is half gone.
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_SECONDS)
+
+    def _load(self) -> None:
+        prepare_environment(self._settings)
+        self._name, folder = find_model(self._settings)
+        check_model_folder(folder)
+        chosen = choose_format(self._settings.precision, folder, this_device())
+        log.info("precision", precision=chosen.precision, made=chosen.made, reason=chosen.reason)
+        self._weight_format = chosen
+        # Ctrl-C reaches every process of the terminal's group. A blocked signal is inherited by the
+        # engine's processes, so that they outlive it and running requests can finish. Python's
+        # resource tracker would unblock it again when it starts: let it be running.
+        resource_tracker.ensure_running()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._llm = _start_async_llm(folder, self._settings)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
+        # caller comes before the first is done.
+        self._tokenizer = cached_tokenizer_from_config(self._llm.model_config)
+        self._loras = LoRAs(self._llm)
+        self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
+        self._architecture = describe_architecture(
+            base_names(self._name, folder), self._llm.vllm_config, self._settings
+        )
+        # What is loaded now stays: keep the garbage collector from walking it again and again.
+        gc.collect()
+        gc.freeze()
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return frozenset(self._tokenizer.all_special_tokens) | {
+            token.content for token in added if token.special
+        }
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        encode = partial(
+            self._tokenizer.encode, add_special_tokens=add_special_tokens, verbose=False
+        )
+        return await _off_the_loop_if_long(text, encode)
+
+    def chat_prompt(self, user: str, system: str | None) -> str:
+        from jinja2.exceptions import TemplateError
+
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise InvalidRequest(
+                "this model has no chat template: write the whole prompt yourself and leave "
+                "use_chat_template out",
+                param="use_chat_template",
+            )
+        messages = [{"role": "user", "content": user}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages ({error}): "
+                "leave system out, or use_chat_template",
+                param="use_chat_template",
+            ) from error
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        text: str = self._tokenizer.decode([token_id])
+        return text
+
+    async def load_adapter(self, adapter: AdapterFiles) -> None:
+        if adapter.kind == "lora":
+            await self._loras.load(adapter)
+        else:
+            await asyncio.to_thread(self._soft_prompts.load, adapter)
+
+    async def unload_adapter(self, adapter: AdapterFiles) -> None:
+        if adapter.kind == "lora":
+            await self._loras.unload(adapter.digest)
+        else:
+            self._soft_prompts.unload(adapter.digest)
+
+    async def generate(
+        self, request_id: str, prompt: Prompt, decoding: Decoding
+    ) -> AsyncGenerator[GenerationChunk]:
+        params = _sampling_params(decoding.sampling, decoding.logprobs)
+        async for output in self._outputs(request_id, prompt, params):
+            for completion in output.outputs:
+                yield _chunk(prompt, output, completion, decoding.logprobs)
+
+    async def abort_all(self) -> None:
+        await self._running.pause_generation(mode="abort", clear_cache=False)
+
+    async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
+        from vllm.sampling_params import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=1, logprobs=-1, flat_logprobs=True, detokenize=False
+        )
+        distribution = np.full(self.info.vocabulary_size, -np.inf, dtype=np.float32)
+        async for output in self._outputs(request_id, prompt, params):
+            # The chosen token comes first and once more at its rank: the same value twice.
+            scores = output.outputs[0].logprobs
+            distribution[np.asarray(scores.token_ids)] = scores.logprobs
+        return distribution
+
+    async def _outputs(
+        self, request_id: str, prompt: Prompt, params: "SamplingParams"
+    ) -> AsyncGenerator["RequestOutput"]:
+        """vLLM's outputs, its errors translated."""
+        from vllm.exceptions import GracefulHTTPError, VLLMClientError
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        engine_input = (
+            tokens_input(prompt.token_ids)
+            if prompt.soft_prompt is None
+            else self._soft_prompts.input(prompt.token_ids, prompt.soft_prompt)
+        )
+        outputs = self._running.generate(
+            engine_input,
+            params,
+            f"{request_id}-{prompt.index}",
+            lora_request=self._loras.request(prompt.lora),
+        )
+        try:
+            async for output in outputs:
+                yield output
+        except EngineDeadError as error:
+            raise EngineDied("the engine has died: the server restarts, try again") from error
+        except GracefulHTTPError as error:
+            raise ServerFull("the engine's queue is full: try again") from error
+        except VLLMClientError as error:
+            raise InvalidRequest(f"the engine refuses the request: {error}") from error
+        finally:
+            await outputs.aclose()
+
+    @property
+    def _running(self) -> "AsyncLLM":
+        assert self._llm is not None, "the engine has not started"
+        return self._llm
+
+
+async def _off_the_loop_if_long(text: str, encode: Callable[[str], list[int]]) -> list[int]:
+    """Encode a text; in a thread where that takes longer than the way there and back."""
+    if len(text) <= SHORT_TEXT_LENGTH:
+        return encode(text)
+    return await asyncio.to_thread(encode, text)
+
+
+def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.model_executor.model_loader.utils import get_model_cls
+    from vllm.model_executor.models.interfaces import supports_lora
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    device = this_device()
+    arguments = engine_arguments(folder, settings, device) | parse_engine_arguments(
+        settings.engine_arg, AsyncEngineArgs
+    )
+    if device.is_cpu:
+        prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
+    if arguments.get("quantization") == INT8_METHOD and not loads_plugin():
+        raise ModelNotLoadable(f"--precision int8 needs softserve's plugin, and {NO_PLUGIN}")
+    try:
+        config = _engine_config(arguments)
+        if config.lora_config and not supports_lora(get_model_cls(config.model_config)):
+            config = _engine_config(arguments | {"enable_lora": False})
+    # vLLM refuses a model or an argument with whatever its check happens to raise.
+    except Exception as error:
+        raise ModelNotLoadable(f"vLLM cannot serve {folder}: {_reason(error)}") from error
+    if config.model_config.quantization == INT8_METHOD and config.model_config.get_num_experts():
+        raise ModelNotLoadable(
+            f"{folder} is a mixture of experts, which --precision int8 cannot quantize: use bf16"
+        )
+    try:
+        return AsyncLLM.from_vllm_config(config)
+    except Exception as error:
+        raise ModelNotLoadable(
+            f"vLLM could not load {folder}: {_reason(error)} (the engine's own error is above)"
+        ) from error
+
+
+def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    # vLLM's batch sizes on a large GPU are those of a server only where it is told of one.
+    return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
+
+
+def engine_arguments(folder: Path, settings: Settings, device: Device) -> dict[str, Any]:
+    """vLLM's engine arguments for these settings, before any `--engine-arg`."""
+    weight_format = choose_format(settings.precision, folder, device)
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": weight_format.dtype,
+        "quantization": weight_format.quantization,
+        "worker_extension_cls": MEMORY_REPORT,
+        "max_model_len": settings.context_window,
+        # The whole distribution, for POST /inspect.
+        "max_logprobs": -1,
+        "shutdown_timeout": ceil(settings.drain_timeout_seconds),
+        # Compiling gains 12 % on a CPU and makes the start 80 s longer.
+        "enforce_eager": device.is_cpu,
+    }
+    # Without the plugin, vLLM's LoRAs on a CPU answer base requests wrongly.
+    if settings.max_loras and loads_plugin():
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": settings.max_loras,
+            "max_cpu_loras": max(settings.max_loras, settings.max_loaded_adapters),
+            "max_lora_rank": engine_rank(settings.max_lora_rank),
+        }
+    if settings.max_virtual_tokens:
+        # There is no encoder to profile, and no item that would be worth keeping.
+        arguments |= {"skip_mm_profiling": True, "mm_processor_cache_gb": 0}
+    kv_cache_gib = settings.kv_cache_gib or (2.0 if device.is_cpu else None)
+    if kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
+    return arguments
+
+
+async def _describe(name: str, weight_format: WeightFormat, llm: "AsyncLLM") -> EngineInfo:
+    import vllm
+    from vllm.platforms import current_platform
+
+    # Each worker holds a part of the model.
+    reports = await llm.collective_rpc("softserve_memory")
+    memory = {part: sum(report[part] for report in reports) for part in reports[0]}
+    model = llm.model_config
+    return EngineInfo(
+        model=name,
+        device=current_platform.get_device_name(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        weights=Weights(
+            precision=weight_format.precision,
+            made=weight_format.made,
+            linear_bytes=memory["linear_weight_bytes"],
+            other_bytes=memory["other_weight_bytes"],
+        ),
+        kv_cache_bytes=memory["kv_cache_bytes"],
+        context_window=model.max_model_len,
+        vocabulary_size=model.get_vocab_size(),
+        engine="vllm",
+        engine_version=vllm.__version__,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error."""
+    text = str(error)
+    if isinstance(error, ValidationError):
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+    first_line = text.strip().split("\n")[0]
+    return first_line.split(". ")[0] or type(error).__name__
+
+
+# What vLLM calls otherwise.
+VLLM_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
+
+def _sampling_params(sampling: Sampling, logprobs: int | None) -> "SamplingParams":
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    controls = {VLLM_NAMES.get(name, name): getattr(sampling, name) for name in CONTROLS}
+    return SamplingParams(
+        **controls | {"top_k": sampling.top_k or 0, "stop": list(sampling.stop)},
+        logprobs=logprobs,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _chunk(
+    prompt: Prompt,
+    output: "RequestOutput",
+    completion: "CompletionOutput",
+    num_logprobs: int | None,
+) -> GenerationChunk:
+    metrics = output.metrics
+    scheduled = metrics is not None and metrics.scheduled_ts > 0
+    return GenerationChunk(
+        prompt_index=prompt.index,
+        index=completion.index,
+        text=completion.text,
+        token_ids=tuple(completion.token_ids),
+        num_prompt_tokens=len(prompt.token_ids),
+        num_cached_tokens=output.num_cached_tokens or 0,
+        queue_seconds=metrics.scheduled_ts - metrics.queued_ts if scheduled else 0.0,
+        # A stop string can cut the tokens behind it, but not their log probabilities.
+        logprobs=tuple(
+            _position_logprobs(position, token_id, num_logprobs)
+            for position, token_id in zip(
+                completion.logprobs or (), completion.token_ids, strict=False
+            )
+        )
+        if num_logprobs is not None
+        else (),
+        finish_reason=_finish_reason(completion.finish_reason),
+        lora=prompt.lora,
+        soft_prompt=prompt.soft_prompt,
+        num_virtual_tokens=prompt.num_virtual_tokens,
+    )
+
+
+def _position_logprobs(
+    position: dict[int, Any], chosen_id: int, num_logprobs: int
+) -> PositionLogprobs:
+    tokens = {
+        token_id: TokenLogprob(token_id, entry.decoded_token or "", entry.logprob)
+        for token_id, entry in position.items()
+    }
+    by_rank = sorted(position, key=lambda token_id: position[token_id].rank)
+    return PositionLogprobs(
+        chosen=tokens[chosen_id],
+        top=tuple(tokens[token_id] for token_id in by_rank[:num_logprobs]),
+    )
+
+
+def _finish_reason(reason: str | None) -> FinishReason | None:
+    match reason:
+        case None | "stop" | "length" | "abort":
+            return reason
+        case _:
+            return "abort"

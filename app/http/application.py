@@ -1,0 +1,86 @@
+"""Wiring: settings and an engine in, an ASGI application out."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app.adapters.archive import MAX_CONFIG_BYTES
+from app.adapters.registry import Registry
+from app.adapters.watcher import FolderWatcher
+from app.engine.protocol import Engine
+from app.errors import SoftserveError
+from app.http.errors import install_error_handlers
+from app.http.middleware import BodyLimit, RequestContext
+from app.http.routes import adapters, generate, health, icl, templates
+from app.serving.admission import Admission
+from app.serving.few_shot import InContext
+from app.serving.lifecycle import Lifecycle
+from app.serving.service import Service
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+from app.templates.registry import TemplateRegistry
+from softserve import __version__
+
+DESCRIPTION = (
+    "One base model on vLLM, and adapters picked per request. Greedy decoding unless asked "
+    "otherwise; no field is accepted and ignored; every error has the same body and says what to "
+    "do."
+)
+
+
+def create_app(
+    settings: Settings, engine: Engine, on_failure: Callable[[SoftserveError], None]
+) -> FastAPI:
+    """The whole server. The engine starts with the app's lifespan, in the background.
+
+    `on_failure` hears of an engine that cannot start or has died.
+    """
+    metrics = Metrics()
+    admission = Admission(settings.max_sequences_in_flight)
+    metrics.sequences_in_flight.set_function(lambda: admission.sequences_in_flight)
+    registry = Registry(engine, settings)
+    metrics.adapters_live.set_function(lambda: registry.num_live)
+    metrics.adapters_loaded.set_function(lambda: registry.num_loaded)
+    watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
+    service = Service(engine, registry, admission, metrics, settings)
+    in_context = InContext(service, TemplateRegistry(engine, settings), settings.template_dir)
+
+    def show_memory() -> None:
+        weights = engine.info.weights
+        for part, num_bytes in (("linear", weights.linear_bytes), ("other", weights.other_bytes)):
+            metrics.weight_bytes.labels(weights.precision, part).set(num_bytes)
+        metrics.kv_cache_bytes.set(engine.info.kv_cache_bytes)
+
+    lifecycle = Lifecycle(engine, registry, watcher, in_context, admission, show_memory, on_failure)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        lifecycle.begin()
+        yield
+        await lifecycle.end()
+
+    app = FastAPI(
+        title="softserve",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        # A template is shown as it is sent.
+        separate_input_output_schemas=False,
+    )
+    app.state.settings = settings
+    app.state.service = service
+    app.state.in_context = in_context
+    app.state.lifecycle = lifecycle
+    for family in (generate, adapters, icl, templates, health):
+        app.include_router(family.router)
+    install_error_handlers(app)
+    app.add_middleware(
+        BodyLimit,
+        max_body_bytes=settings.max_body_bytes,
+        # The two files, and what a form puts around them.
+        max_form_bytes=settings.max_adapter_bytes + 2 * MAX_CONFIG_BYTES,
+    )
+    app.add_middleware(RequestContext, metrics=metrics)
+    return app

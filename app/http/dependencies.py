@@ -1,0 +1,77 @@
+"""What the routes share: the server's parts, a request's id, and what every endpoint may answer."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+from pydantic import BaseModel
+
+from app.adapters.registry import Registry
+from app.serving.few_shot import InContext
+from app.serving.service import Service
+from app.templates.registry import TemplateRegistry
+from softserve.schema.errors import ErrorAnswer
+
+Responses = dict[int | str, dict[str, Any]]
+
+ERRORS: Responses = {
+    400: {"model": ErrorAnswer, "description": "The body is not JSON."},
+    413: {"model": ErrorAnswer, "description": "The body is over the size limit."},
+    422: {"model": ErrorAnswer, "description": "The request is wrong; the message says how."},
+    503: {
+        "model": ErrorAnswer,
+        "description": "Full, starting, draining or engine down; see the retry-after header.",
+    },
+}
+NOT_READY: Responses = {503: ERRORS[503]}
+NOT_FOUND: Responses = {404: {"model": ErrorAnswer, "description": "No such name or version."}}
+REFUSALS: Responses = ERRORS | {
+    401: {"model": ErrorAnswer, "description": "The admin key is missing or wrong."},
+    403: {"model": ErrorAnswer, "description": "No admin key, and not from this machine."},
+    409: {"model": ErrorAnswer, "description": "It contradicts what is there."},
+}
+EVENT_STREAM: Responses = {
+    200: {
+        "description": "The completions; with `stream`, as server-sent events: "
+        '`data: {"prompt_index", "index", "text"}` per piece of text, one with `finish_reason`, '
+        "`usage` and `timings` per completion, then `data: [DONE]`. A failure on the way is "
+        "`event: error` with the one error body.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _in_context(request: Request) -> InContext:
+    in_context: InContext = request.app.state.in_context
+    return in_context
+
+
+async def _request_id(request: Request) -> str:
+    request_id: str = request.state.request_id
+    return request_id
+
+
+TheService = Annotated[Service, Depends(_service)]
+TheInContext = Annotated[InContext, Depends(_in_context)]
+RequestId = Annotated[str, Depends(_request_id)]
+
+
+async def _registry(service: TheService) -> Registry:
+    return service.registry
+
+
+async def _templates(in_context: TheInContext) -> TemplateRegistry:
+    return in_context.templates
+
+
+TheRegistry = Annotated[Registry, Depends(_registry)]
+TheTemplates = Annotated[TemplateRegistry, Depends(_templates)]
+
+
+def json_answer(answer: BaseModel) -> Response:
+    """The answer as it is: FastAPI would validate it a second time."""
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")

@@ -1,0 +1,154 @@
+"""`/adapters`: show and change the adapters."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+from app.adapters.archive import UploadedFile
+from app.errors import InvalidRequest
+from app.http.administration import Administrator
+from app.http.answers import adapter_out
+from app.http.dependencies import ERRORS, NOT_FOUND, REFUSALS, TheRegistry, TheService
+from softserve.schema.adapters import AdapterList, AdapterOut, AdapterSource
+from softserve.schema.versions import RollbackBody
+
+# PEFT writes up to a dozen files; a folder has one of each.
+MAX_FILES = 64
+MULTIPART = "multipart/form-data"
+
+UPLOAD_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "file": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "The two files of a PEFT folder, or one .tar.gz or .zip of it.",
+        },
+        "force": {
+            "type": "string",
+            "enum": ["true", "false"],
+            "description": "Take an adapter that declares another base model.",
+        },
+    },
+    "required": ["file"],
+}
+
+router = APIRouter(prefix="/adapters")
+
+
+@router.get("", summary="List the adapters, with their versions")
+async def list_adapters(registry: TheRegistry) -> AdapterList:
+    return AdapterList(adapters=[adapter_out(status) for status in registry.list()])
+
+
+@router.get("/{name}", summary="Show one adapter", responses=NOT_FOUND | {422: ERRORS[422]})
+async def show_adapter(name: str, registry: TheRegistry) -> AdapterOut:
+    return adapter_out(registry.get(name))
+
+
+@router.put(
+    "/{name}",
+    summary="Add an adapter, or a new version of one",
+    dependencies=[Administrator],
+    responses=REFUSALS,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                MULTIPART: {"schema": UPLOAD_SCHEMA},
+                "application/json": {"schema": AdapterSource.model_json_schema()},
+            },
+        }
+    },
+)
+async def put_adapter(name: str, request: Request, service: TheService) -> AdapterOut:
+    """It is checked, stored, loaded, and then live: the very next request uses it."""
+    registry = service.registry
+    service.check_serving()
+    if request.headers.get("content-type", "").startswith(MULTIPART):
+        async with _form(request) as form:
+            files, force = _parse_form(form)
+            return adapter_out(await registry.add_upload(name, files, force=force))
+    body = await _parse_source(request)
+    status = await registry.add_source(name, body.source, body.revision, force=body.force)
+    return adapter_out(status)
+
+
+@router.post(
+    "/{name}/rollback",
+    summary="Make an older version live again",
+    dependencies=[Administrator],
+    responses=REFUSALS | NOT_FOUND,
+)
+async def roll_back(
+    name: str,
+    service: TheService,
+    body: Annotated[RollbackBody | None, Body()] = None,
+) -> AdapterOut:
+    service.check_serving()
+    version = None if body is None else body.version
+    return adapter_out(await service.registry.rollback(name, version))
+
+
+@router.delete(
+    "/{name}",
+    summary="Remove an adapter, once the requests that use it have ended",
+    status_code=204,
+    dependencies=[Administrator],
+    responses=REFUSALS | NOT_FOUND,
+)
+async def remove_adapter(name: str, service: TheService) -> Response:
+    service.check_serving()
+    await service.registry.remove(name)
+    return Response(status_code=204)
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    """The parts of a form, large ones on disk until the end."""
+    try:
+        form = await request.form(max_files=MAX_FILES, max_fields=MAX_FILES)
+    # Starlette's form of it, where an app is in the scope, and the parser's own.
+    except (MultiPartException, HTTPException) as error:
+        if isinstance(error, HTTPException) and error.status_code != 400:
+            raise
+        raise InvalidRequest(
+            "the body is not a multipart form: send the files with `curl -F file=@PATH`"
+        ) from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool]:
+    files, force = [], False
+    for field, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            files.append(UploadedFile(value.filename or "", value.file))
+        elif field == "force" and value in {"true", "false"}:
+            force = value == "true"
+        elif field == "force":
+            raise InvalidRequest("force is true or false", param="force")
+        else:
+            raise InvalidRequest(
+                "a form has files, as `file=@PATH`, and `force`: remove the other fields",
+                param=field[:64],
+            )
+    return files, force
+
+
+async def _parse_source(request: Request) -> AdapterSource:
+    try:
+        return TypeAdapter(AdapterSource).validate_json(await request.body())
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        ) from error

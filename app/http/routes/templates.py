@@ -1,0 +1,116 @@
+"""`/icl/templates`: show and change the prompt templates."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from app.http.administration import Administrator
+from app.http.answers import template_out, template_summary
+from app.http.dependencies import (
+    ERRORS,
+    NOT_FOUND,
+    REFUSALS,
+    TheInContext,
+    TheService,
+    TheTemplates,
+    json_answer,
+)
+from app.templates.registry import FROM_REQUEST
+from app.templates.source import parse_yaml, validate_template
+from softserve.schema.templates import Template, TemplateList, TemplateOut
+from softserve.schema.versions import RollbackBody
+
+YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml")
+
+router = APIRouter(prefix="/icl/templates")
+
+
+@router.get("", summary="List the templates, with their versions")
+async def list_templates(templates: TheTemplates) -> TemplateList:
+    return TemplateList(templates=[template_summary(record) for record in templates.list()])
+
+
+@router.get(
+    "/{name}",
+    summary="Show one template",
+    response_model=TemplateOut,
+    responses=NOT_FOUND | {422: ERRORS[422]},
+)
+async def show_template(name: str, templates: TheTemplates) -> Response:
+    return json_answer(template_out(templates.get(name)))
+
+
+@router.put(
+    "/{name}",
+    summary="Add a template, or a new version of one",
+    dependencies=[Administrator],
+    response_model=TemplateOut,
+    responses=REFUSALS,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/Template"}},
+                "application/yaml": {"schema": {"type": "string"}},
+            },
+        }
+    },
+)
+async def put_template(
+    name: str, request: Request, service: TheService, in_context: TheInContext
+) -> Response:
+    """It is checked, stored, and then live: the very next request uses it."""
+    service.check_serving()
+    template = await _parse_template(request)
+    record = await in_context.templates.publish(name, template, FROM_REQUEST)
+    await in_context.warm(name)
+    return json_answer(template_out(record))
+
+
+@router.post(
+    "/{name}/rollback",
+    summary="Make an older version of a template live again",
+    dependencies=[Administrator],
+    response_model=TemplateOut,
+    responses=REFUSALS | NOT_FOUND,
+)
+async def roll_back(
+    name: str,
+    service: TheService,
+    in_context: TheInContext,
+    body: Annotated[RollbackBody | None, Body()] = None,
+) -> Response:
+    service.check_serving()
+    version = None if body is None else body.version
+    record = await in_context.templates.rollback(name, version)
+    await in_context.warm(name)
+    return json_answer(template_out(record))
+
+
+@router.delete(
+    "/{name}",
+    summary="Remove a template with its versions",
+    status_code=204,
+    dependencies=[Administrator],
+    responses=REFUSALS | NOT_FOUND,
+)
+async def remove_template(name: str, service: TheService, templates: TheTemplates) -> Response:
+    service.check_serving()
+    await templates.remove(name)
+    return Response(status_code=204)
+
+
+async def _parse_template(request: Request) -> Template:
+    """The body, in JSON or in YAML."""
+    body = await request.body()
+    if request.headers.get("content-type", "").partition(";")[0].strip() in YAML_TYPES:
+        return validate_template(await asyncio.to_thread(parse_yaml, body))
+    try:
+        return Template.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        ) from error

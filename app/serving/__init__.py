@@ -1,0 +1,1 @@
+"""What happens to a request, from admission to its last token."""

@@ -1,0 +1,126 @@
+"""The server's life: start the engine, open the door, watch; close it when it dies or drains."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from app.adapters.registry import Registry
+from app.adapters.watcher import FolderWatcher
+from app.engine.protocol import Engine
+from app.errors import EngineDied, ServerDraining, SoftserveError, StartError
+from app.serving.admission import Admission
+
+log = structlog.get_logger(__name__)
+
+WATCH_INTERVAL_SECONDS = 0.2
+# Enough for open requests to be answered, once nothing runs for them any more.
+ANSWER_TIMEOUT_SECONDS = 5.0
+# What lies in the watched folder is live when the server is ready; more than this many seconds'
+# worth of it goes on being added while requests are answered.
+CATCH_UP_TIMEOUT_SECONDS = 30.0
+
+
+class Templates(Protocol):
+    """The prompt templates, as far as the server's life goes."""
+
+    async def open(self) -> None:
+        """Read the store, which the adapters' has locked."""
+
+    async def catch_up(self) -> None:
+        """Make live what lies in the watched folder, and warm what asks for it."""
+
+    async def run(self) -> None:
+        """Watch the folder until cancelled."""
+
+
+class Lifecycle:
+    """Runs an engine with its adapters, and says through `admission` whether it takes work.
+
+    `on_ready` is called once, when the engine has started. `on_failure` is called once, if the
+    engine cannot start or has died and its open requests have been answered.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        watcher: FolderWatcher,
+        templates: Templates,
+        admission: Admission,
+        on_ready: Callable[[], None],
+        on_failure: Callable[[SoftserveError], None],
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._watcher = watcher
+        self._templates = templates
+        self._admission = admission
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+        self._running: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Start the engine in the background and watch it from then on."""
+        self._running = asyncio.create_task(self._run())
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Take nothing new, let running requests finish; abort those that outlast the timeout."""
+        self._admission.close(ServerDraining("the server is shutting down: send this elsewhere"))
+        if self._running is not None:
+            self._running.cancel()
+        if not await self._idle_within(timeout_seconds) and not self._engine.died:
+            log.warning("drain timed out", aborting=self._admission.sequences_in_flight)
+            await self._engine.abort_all()
+            await self._idle_within(ANSWER_TIMEOUT_SECONDS)
+
+    async def end(self) -> None:
+        """Stop watching, and end the engine's processes."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+        await self._registry.close()
+        await self._engine.stop()
+
+    async def _run(self) -> None:
+        try:
+            # First: a store that is in use fails now, not after a minute.
+            await self._registry.open()
+            await self._templates.open()
+            await self._engine.start()
+        except StartError as error:
+            self._on_failure(error)
+            return
+        except Exception:
+            log.exception("the engine failed to start")
+            self._on_failure(StartError("the engine failed to start: the reason is above"))
+            return
+        watching = [asyncio.create_task(self._watcher.run())]
+        try:
+            await self._watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
+            # After the adapters, which a template may name.
+            await self._templates.catch_up()
+            watching.append(asyncio.create_task(self._templates.run()))
+            self._on_ready()
+            self._admission.open()
+            log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
+            # vLLM has no event to wait for.
+            while not self._engine.died:  # noqa: ASYNC110
+                await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+        finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
+        died = EngineDied("the engine process has died: the server restarts, try again")
+        self._admission.close(died)
+        await self._idle_within(ANSWER_TIMEOUT_SECONDS)
+        self._on_failure(died)
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._admission.wait_until_idle()
+        except TimeoutError:
+            return False
+        return True

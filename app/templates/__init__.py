@@ -1,0 +1,1 @@
+"""Prompt templates: zero, one and few shots, chosen, and fitted to the context window."""

@@ -1,0 +1,1 @@
+"""Names that point at immutable versions: history, rollback, retention, a watched folder."""

@@ -1,0 +1,70 @@
+"""The adapters' administration: `/adapters`."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from softserve.schema.fields import Body, NonEmptyText
+from softserve.schema.versions import NameFields, VersionFields
+
+AdapterKind = Literal["lora", "soft_prompt"]
+
+# The two files that PEFT saves of an adapter, and that an upload has.
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+class AdapterSource(Body):
+    """Where the server itself finds an adapter."""
+
+    source: Annotated[NonEmptyText, Field(max_length=4096)] = Field(
+        description="A folder below --adapter-dir or an --adapter-root, or a hub id.",
+        examples=["/srv/adapters/my-task", "my-team/my-task-lora"],
+    )
+    revision: Annotated[NonEmptyText, Field(max_length=256)] | None = Field(
+        None, description="Of a hub id: a branch, a tag or a commit.", examples=["main"]
+    )
+    force: bool = Field(
+        False,
+        description="Take an adapter that declares another base model.",
+        examples=[False],
+    )
+
+
+class VersionOut(VersionFields):
+    """One version of an adapter."""
+
+    loaded: bool = Field(description="Whether the engine holds it in memory.", examples=[True])
+    size_bytes: int = Field(description="Bytes in its files.", examples=[1_846_240])
+    base_model: str | None = Field(
+        description="The base model that it declares.",
+        examples=["HuggingFaceTB/SmolLM2-135M-Instruct"],
+    )
+    rank: int | None = Field(description="Of a LoRA: its largest rank.", examples=[8])
+    target_modules: list[str] = Field(
+        description="Of a LoRA: the modules that it changes.", examples=[["q_proj", "v_proj"]]
+    )
+    virtual_tokens: int | None = Field(description="Of a soft prompt: how many.", examples=[None])
+    requests: int = Field(
+        description="Requests that it served since the server started.", examples=[17]
+    )
+
+
+class AdapterOut(NameFields):
+    """An adapter: a name, and the versions that it has and had."""
+
+    kind: AdapterKind | None = Field(
+        description="`lora` is named in `adapter`, `soft_prompt` in `soft_prompt`; null where "
+        "nothing valid was ever there.",
+        examples=["lora"],
+    )
+    requests: int = Field(
+        description="Requests that it served since the server started.", examples=[17]
+    )
+    versions: list[VersionOut] = Field(description="Newest first.", examples=[[]])
+
+
+class AdapterList(BaseModel):
+    """Every adapter, by name."""
+
+    adapters: list[AdapterOut] = Field(description="By name.", examples=[[]])

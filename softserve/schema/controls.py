@@ -1,0 +1,171 @@
+"""The controls of a generation. Each sampling control is declared once, in `Sampling`."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from softserve.schema.fields import (
+    Body,
+    Count,
+    NonEmptyText,
+    PositiveCount,
+    Reference,
+    StopStrings,
+)
+
+
+class PromptControls(Body):
+    """How a prompt is turned into tokens."""
+
+    use_chat_template: bool = Field(
+        False,
+        description="Wrap each prompt as a user message with the model's own chat template.",
+        examples=[True],
+    )
+    system: NonEmptyText | None = Field(
+        None,
+        description="The system message; only with `use_chat_template`.",
+        examples=["You answer in one sentence."],
+    )
+
+
+class AdapterChoice(Body):
+    """Which adapters a request runs with: either, both or none."""
+
+    adapter: Reference | None = Field(
+        None,
+        description="A LoRA adapter, by name or by `name@version`.",
+        examples=["support-intent-lora"],
+    )
+    soft_prompt: Reference | None = Field(
+        None,
+        description="A soft prompt, by name or by `name@version`.",
+        examples=["support-intent-prompt"],
+    )
+
+
+class Sampling(BaseModel):
+    """The sampling controls in effect; every field holds the value that the engine uses.
+
+    A default is what has no effect. The fields of requests and templates, the options of the
+    command line and the engine's parameters follow from these.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    greedy: bool = Field(
+        True, description="Whether decoding is greedy: temperature is 0.", examples=[True]
+    )
+    max_new_tokens: PositiveCount = Field(
+        128,
+        description="The most tokens to generate; a limit, not a promise: an end-of-sequence token "
+        "or a stop string ends a completion earlier.",
+        examples=[64],
+    )
+    min_new_tokens: Count = Field(
+        0,
+        description="Tokens to generate before an end-of-sequence token or a stop string counts.",
+        examples=[8],
+    )
+    temperature: float = Field(
+        0.0,
+        ge=0.0,
+        le=2.0,
+        description="0 is greedy decoding, the default unless a filter is given; from 0.01 to 2, "
+        "low is careful and high is adventurous.",
+        examples=[0.7],
+    )
+    top_k: PositiveCount | None = Field(
+        None, description="Sample among the k most likely tokens only.", examples=[40]
+    )
+    top_p: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Sample among the most likely tokens that together hold this probability.",
+        examples=[0.95],
+    )
+    min_p: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Drop tokens less likely than this fraction of the most likely one.",
+        examples=[0.05],
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.1,
+        le=10.0,
+        description="Above 1, tokens of the prompt and the completion become less likely.",
+        examples=[1.1],
+    )
+    presence_penalty: float = Field(
+        0.0,
+        ge=-2.0,
+        le=2.0,
+        description="Above 0, tokens that the completion holds already become less likely.",
+        examples=[0.5],
+    )
+    frequency_penalty: float = Field(
+        0.0,
+        ge=-2.0,
+        le=2.0,
+        description="As `presence_penalty`, for each time that the completion holds the token.",
+        examples=[0.5],
+    )
+    seed: Count | None = Field(
+        None,
+        description="The same seed and request give the same text; only with random sampling.",
+        examples=[7],
+    )
+    stop: StopStrings = Field(
+        [],
+        description="End a completion before this text, or before any of these.",
+        examples=[["\n\n", "User:"]],
+    )
+    n: PositiveCount = Field(
+        1,
+        description="Completions of each prompt; above 1 only with random sampling.",
+        examples=[2],
+    )
+    ignore_eos: bool = Field(
+        False,
+        description="Go on after an end-of-sequence token, up to `max_new_tokens`.",
+        examples=[False],
+    )
+
+
+FILTERS = ("top_k", "top_p", "min_p")
+CONTROLS = tuple(name for name in Sampling.model_fields if name != "greedy")
+# Nothing hangs on whether these were given: their default says it all.
+ALWAYS_GIVEN = ("stop", "n", "ignore_eos")
+
+
+class _Given(Body):
+    def sampling_given(self) -> dict[str, Any]:
+        """The controls that were given, by name."""
+        return self.model_dump(include=set(CONTROLS), exclude_unset=True, exclude_none=True)
+
+
+def _as_given(names: Iterable[str]) -> type[_Given]:
+    """A body with these controls, each None where it was not given."""
+    fields: dict[str, Any] = {}
+    for name in names:
+        control = Sampling.model_fields[name]
+        # What is made here, mypy cannot follow.
+        kind: Any = Annotated[control.annotation, Field(), *control.metadata]
+        default = control.default
+        if name not in ALWAYS_GIVEN:
+            kind, default = kind | None, None
+        told = Field(default, description=control.description, examples=control.examples)
+        fields[name] = (kind, told)
+    return create_model("Given", __base__=_Given, **fields)
+
+
+class FilterFields(_as_given(["temperature", *FILTERS])):  # type: ignore[misc]
+    """The controls that shape the next-token distribution, as they were given."""
+
+
+class SamplingFields(_as_given(CONTROLS)):  # type: ignore[misc]
+    """Every sampling control, as it was given."""

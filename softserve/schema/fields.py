@@ -1,0 +1,78 @@
+"""What the fields of every body have in common: strict types, real text, plain ranges."""
+
+import re
+import unicodedata
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+ALLOWED_CONTROL_CHARACTERS = "\t\n\r"
+MAX_INTEGER = 2**63 - 1
+NOT_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}
+# Of an adapter or a template.
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+# As many digits of a version as a person reads.
+SHOWN_DIGITS = 12
+# A name, an @ and a digest.
+MAX_REFERENCE_LENGTH = 64 + 1 + 64
+SHOWN_DIGEST = "9f86d081884c7d65" * 4
+
+
+def refuse_what_is_not_text(text: str) -> str:
+    """Control characters and lone surrogates are an error of the field."""
+    for position, character in enumerate(text):
+        kind = NOT_TEXT.get(unicodedata.category(character))
+        if kind is not None and character not in ALLOWED_CONTROL_CHARACTERS:
+            raise PydanticCustomError(
+                "not_text",
+                "the {kind} U+{code} at position {position} is not text: remove it",
+                {"kind": kind, "code": f"{ord(character):04X}", "position": position},
+            )
+    return text
+
+
+Text = Annotated[str, AfterValidator(refuse_what_is_not_text)]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+NonEmptyText = Annotated[Text, Field(min_length=1)]
+Reference = Annotated[Text, Field(min_length=1, max_length=MAX_REFERENCE_LENGTH)]
+
+
+def one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+def one_or_more_schema(min_items: int) -> WithJsonSchema:
+    text = {"type": "string", "minLength": 1}
+    return WithJsonSchema(
+        {"anyOf": [text, {"type": "array", "items": text, "minItems": min_items}]}
+    )
+
+
+# Not a union: an error would be told once for each of its members.
+Prompts = Annotated[
+    list[NonEmptyText],
+    Field(min_length=1),
+    BeforeValidator(one_or_more),
+    one_or_more_schema(min_items=1),
+]
+StopStrings = Annotated[
+    list[NonEmptyText], BeforeValidator(one_or_more), one_or_more_schema(min_items=0)
+]
+
+
+class Body(BaseModel):
+    """A request body: strict types, no unknown fields, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def name_refusal(what: str, name: str) -> str | None:
+    """Why this cannot be the name of `what`, None where it can."""
+    if NAME.fullmatch(name) is not None:
+        return None
+    return (
+        f"{what}'s name has at most 64 letters, digits, '.', '_' and '-', and begins with a "
+        "letter or a digit: choose another"
+    )
