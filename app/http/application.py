@@ -10,13 +10,14 @@ from app.adapters.registry import Registry
 from app.adapters.watcher import FolderWatcher
 from app.engine.protocol import Engine
 from app.errors import SoftserveError
+from app.http import routes
 from app.http.errors import install_error_handlers
 from app.http.middleware import BodyLimit, RequestContext
-from app.http.routes import adapters, generate, health, icl, templates
 from app.serving.admission import Admission
 from app.serving.few_shot import InContext
 from app.serving.lifecycle import Lifecycle
 from app.serving.service import Service
+from app.serving.warming import LiveTemplates
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.templates.registry import TemplateRegistry
@@ -44,7 +45,8 @@ def create_app(
     metrics.adapters_loaded.set_function(lambda: registry.num_loaded)
     watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
     service = Service(engine, registry, admission, metrics, settings)
-    in_context = InContext(service, TemplateRegistry(engine, settings), settings.template_dir)
+    templates = TemplateRegistry(engine, settings)
+    live_templates = LiveTemplates(engine, registry, templates, settings.template_dir)
 
     def show_memory() -> None:
         weights = engine.info.weights
@@ -52,7 +54,9 @@ def create_app(
             metrics.weight_bytes.labels(weights.precision, part).set(num_bytes)
         metrics.kv_cache_bytes.set(engine.info.kv_cache_bytes)
 
-    lifecycle = Lifecycle(engine, registry, watcher, in_context, admission, show_memory, on_failure)
+    lifecycle = Lifecycle(
+        engine, registry, watcher, live_templates, admission, show_memory, on_failure
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,9 +75,11 @@ def create_app(
     )
     app.state.settings = settings
     app.state.service = service
-    app.state.in_context = in_context
+    app.state.in_context = InContext(service, templates)
+    app.state.templates = templates
+    app.state.live_templates = live_templates
     app.state.lifecycle = lifecycle
-    for family in (generate, adapters, icl, templates, health):
+    for family in (routes.generate, routes.adapters, routes.icl, routes.templates, routes.health):
         app.include_router(family.router)
     install_error_handlers(app)
     app.add_middleware(

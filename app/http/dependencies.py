@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from app.adapters.registry import Registry
 from app.serving.few_shot import InContext
 from app.serving.service import Service
+from app.serving.warming import LiveTemplates
 from app.templates.registry import TemplateRegistry
 from softserve.schema.errors import ErrorAnswer
 
@@ -50,6 +51,11 @@ async def _in_context(request: Request) -> InContext:
     return in_context
 
 
+async def _live_templates(request: Request) -> LiveTemplates:
+    live_templates: LiveTemplates = request.app.state.live_templates
+    return live_templates
+
+
 async def _request_id(request: Request) -> str:
     request_id: str = request.state.request_id
     return request_id
@@ -57,6 +63,7 @@ async def _request_id(request: Request) -> str:
 
 TheService = Annotated[Service, Depends(_service)]
 TheInContext = Annotated[InContext, Depends(_in_context)]
+TheLiveTemplates = Annotated[LiveTemplates, Depends(_live_templates)]
 RequestId = Annotated[str, Depends(_request_id)]
 
 
@@ -64,8 +71,9 @@ async def _registry(service: TheService) -> Registry:
     return service.registry
 
 
-async def _templates(in_context: TheInContext) -> TemplateRegistry:
-    return in_context.templates
+async def _templates(request: Request) -> TemplateRegistry:
+    templates: TemplateRegistry = request.app.state.templates
+    return templates
 
 
 TheRegistry = Annotated[Registry, Depends(_registry)]

@@ -5,12 +5,10 @@ if there are any; the rest is a generation like any other.
 """
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,11 @@ from numpy.typing import NDArray
 
 from app.adapters.registry import Adapters
 from app.engine.generation import GenerationChunk, GenerationRequest, PromptFormat, resolve_sampling
-from app.engine.protocol import Decoding, Engine, Prompt
-from app.errors import ContextWindowExceeded, InvalidRequest, SoftserveError, TemplateRejected
+from app.engine.protocol import Engine, Prompt
+from app.errors import ContextWindowExceeded, InvalidRequest, TemplateRejected
 from app.serving.service import Service, prompt_of, tokenize
 from app.templates.compilation import CompiledTemplate, ExampleSet, text_of_inputs
 from app.templates.fitting import most_shots_that_fit
-from app.templates.folder import TemplateFolder
 from app.templates.labels import LabelScore, score_labels
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
 from app.templates.selection import as_shown, most_useful
@@ -105,25 +102,10 @@ class Preparation:
 class InContext:
     """The operations on templates that need the model."""
 
-    def __init__(self, service: Service, templates: TemplateRegistry, folder: Path) -> None:
+    def __init__(self, service: Service, templates: TemplateRegistry) -> None:
         self._service = service
         self._engine = service.engine
-        self._folder = TemplateFolder(templates, folder)
-        self.templates = templates
-
-    async def open(self) -> None:
-        """Read the store, which the adapters' has locked: what was live is live again."""
-        await self.templates.open()
-
-    async def catch_up(self) -> None:
-        """Make live what lies in the watched folder, and warm what asks for it."""
-        await self._folder.catch_up()
-        for name in self.templates.live:
-            await self.warm(name)
-
-    async def run(self) -> None:
-        """Watch the folder until cancelled."""
-        await self._folder.run(self.warm)
+        self._templates = templates
 
     async def prepare(self, asked: InContextRequest) -> Preparation:
         """Resolve what a request names, and check what can be without tokens.
@@ -184,43 +166,11 @@ class InContext:
             async for chunk in chunks:
                 yield chunk
 
-    async def warm(self, name: str) -> None:
-        """Have the prefix cache hold what a live template's prompts begin with, if it asks for it.
-
-        It is a help, not a promise: the reason why it fails is logged.
-        """
-        try:
-            template = await self.templates.resolve(name)
-            fields = template.compiled.template
-            if not fields.warm:
-                return
-            texts = template.compiled.examples.texts[: fields.max_shots]
-            text = template.compiled.shared_prefix(texts)
-            as_chat = PromptFormat(fields.use_chat_template, fields.system)
-            registry = self._service.registry
-            async with registry.lease(fields.adapter, fields.soft_prompt) as adapters:
-                token_ids = await tokenize(self._engine, text, as_chat)
-                room = self._engine.info.context_window - adapters.num_virtual_tokens - 1
-                if token_ids:
-                    await self._compute(prompt_of(0, token_ids[:room], adapters))
-            log.info("a template is warm", name=name, tokens=len(token_ids))
-        except SoftserveError as error:
-            log.warning("a template cannot be warmed", name=name, why=error.message)
-
-    async def _compute(self, prompt: Prompt) -> None:
-        """Have the prefix cache hold a prompt."""
-        decoding = Decoding(resolve_sampling(max_new_tokens=1))
-        async with aclosing(
-            self._engine.generate(f"warm-{uuid.uuid4().hex}", prompt, decoding)
-        ) as chunks:
-            async for _ in chunks:
-                pass
-
     async def _resolve(self, template: str | Template) -> ResolvedTemplate:
         if isinstance(template, str):
-            return await self.templates.resolve(template)
+            return await self._templates.resolve(template)
         try:
-            compiled = await self.templates.compiled(template)
+            compiled = await self._templates.compiled(template)
         except TemplateRejected as error:
             raise TemplateRejected(error.message, param="template") from error
         return ResolvedTemplate(None, template.digest, compiled)

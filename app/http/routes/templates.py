@@ -13,7 +13,7 @@ from app.http.dependencies import (
     ERRORS,
     NOT_FOUND,
     REFUSALS,
-    TheInContext,
+    TheLiveTemplates,
     TheService,
     TheTemplates,
     json_answer,
@@ -60,13 +60,17 @@ async def show_template(name: str, templates: TheTemplates) -> Response:
     },
 )
 async def put_template(
-    name: str, request: Request, service: TheService, in_context: TheInContext
+    name: str,
+    request: Request,
+    service: TheService,
+    templates: TheTemplates,
+    live_templates: TheLiveTemplates,
 ) -> Response:
     """It is checked, stored, and then live: the very next request uses it."""
     service.check_serving()
     template = await _parse_template(request)
-    record = await in_context.templates.publish(name, template, FROM_REQUEST)
-    await in_context.warm(name)
+    record = await templates.publish(name, template, FROM_REQUEST)
+    await live_templates.warm(name)
     return json_answer(template_out(record))
 
 
@@ -80,13 +84,14 @@ async def put_template(
 async def roll_back(
     name: str,
     service: TheService,
-    in_context: TheInContext,
+    templates: TheTemplates,
+    live_templates: TheLiveTemplates,
     body: Annotated[RollbackBody | None, Body()] = None,
 ) -> Response:
     service.check_serving()
     version = None if body is None else body.version
-    record = await in_context.templates.rollback(name, version)
-    await in_context.warm(name)
+    record = await templates.rollback(name, version)
+    await live_templates.warm(name)
     return json_answer(template_out(record))
 
 
