@@ -74,8 +74,7 @@ def main(
 
 
 def _shipped() -> Template:
-    _, template = read_template(TEMPLATES / "dialogue-summary.yaml")
-    assert isinstance(template, Template), template
+    template = read_template(TEMPLATES / "dialogue-summary.yaml")
     return template.model_copy(update={"warm": False})
 
 

@@ -188,11 +188,11 @@ def _find_template(client: Client, name: str) -> Named:
     """A template of this machine or of the server, pinned: it may change meanwhile."""
     if name.endswith(".yaml"):
         try:
-            _, read = read_template(Path(name))
+            read = read_template(Path(name))
         except OSError as error:
             raise EvaluationError(f"{name} cannot be read ({error.strerror})") from error
-        if isinstance(read, TemplateRejected):
-            raise EvaluationError(f"{name} is no template: {read.message}")
+        except TemplateRejected as error:
+            raise EvaluationError(f"{name} is no template: {error.message}") from error
         return Named(read.model_dump(mode="json", exclude_defaults=True), read)
     bare, _, version = name.partition("@")
     found = client.get(f"/icl/templates/{bare}", TemplateOut)

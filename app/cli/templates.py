@@ -100,9 +100,9 @@ def _path(name: str) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """The fields of a template on this machine."""
     try:
-        _, template = read_template(file)
+        template = read_template(file)
     except OSError as error:
         raise ClientError(f"{file} cannot be read ({error.strerror})") from None
-    if isinstance(template, TemplateRejected):
-        raise ClientError(f"{file} is no template: {template.message}")
+    except TemplateRejected as error:
+        raise ClientError(f"{file} is no template: {error.message}") from None
     return template.model_dump(mode="json", exclude_defaults=True)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from app.adapters.registry import AdapterStatus, VersionStatus
+from app.adapters.registry import AdapterRegistry
 from app.engine.generation import GenerationChunk, GenerationRequest
 from app.engine.protocol import Prompt
 from app.serving.few_shot import FewShotPrompt, Preparation
 from app.serving.service import InspectionRequest
 from app.templates.labels import LabelScore
-from app.templates.store import TemplateRecord
+from app.templates.registry import TemplateRegistry
+from app.versions.records import Entry, Record
 from softserve.schema.adapters import AdapterOut, VersionOut
 from softserve.schema.generation import AdapterUsed
 from softserve.schema.icl import (
@@ -20,7 +21,7 @@ from softserve.schema.icl import (
     RenderedPrompt,
     TemplateUsed,
 )
-from softserve.schema.templates import TemplateOut, TemplateSummary, TemplateVersionOut
+from softserve.schema.templates import Template, TemplateOut, TemplateSummary
 
 
 def adapters_used(
@@ -38,60 +39,66 @@ def adapters_used(
     }
 
 
-def adapter_out(status: AdapterStatus) -> AdapterOut:
+def adapter_out(adapters: AdapterRegistry, record: Record) -> AdapterOut:
+    num_requests = adapters.num_requests(record.name)
     return AdapterOut(
-        name=status.name,
-        kind=status.kind,
-        live=status.live,
-        rejected=status.rejected,
-        requests=status.requests,
-        versions=[_version_out(version, status.live) for version in status.versions],
+        **_name_fields(record),
+        kind=record.kind,
+        requests=num_requests.total(),
+        versions=[
+            _version_out(adapters, record, entry, num_requests[entry.digest])
+            for entry in record.history
+        ],
     )
 
 
-def _version_out(status: VersionStatus, live: str | None) -> VersionOut:
-    version = status.version
+def _version_out(
+    adapters: AdapterRegistry, record: Record, entry: Entry, num_requests: int
+) -> VersionOut:
+    version = adapters.names.store.version(entry.digest)
     return VersionOut(
-        version=version.digest,
-        live=version.digest == live,
-        loaded=status.loaded,
-        created_at=status.created_at,
-        source=status.source,
+        **_version_fields(record, entry),
+        loaded=adapters.is_loaded(entry.digest),
         size_bytes=version.size_bytes,
         base_model=version.base_model,
         rank=version.rank,
         target_modules=list(version.target_modules),
         virtual_tokens=version.num_virtual_tokens,
-        requests=status.requests,
+        requests=num_requests,
     )
 
 
-def template_summary(record: TemplateRecord) -> TemplateSummary:
-    return TemplateSummary(**_summary(record))
+def template_summary(templates: TemplateRegistry, record: Record) -> TemplateSummary:
+    return TemplateSummary(**_template_fields(record, _live_template(templates, record)))
 
 
-def template_out(record: TemplateRecord) -> TemplateOut:
-    template = None if record.live is None else record.version(record.live).template
-    return TemplateOut(**_summary(record), template=template)
+def template_out(templates: TemplateRegistry, record: Record) -> TemplateOut:
+    live = _live_template(templates, record)
+    return TemplateOut(**_template_fields(record, live), template=live)
 
 
-def _summary(record: TemplateRecord) -> dict[str, Any]:
-    live = None if record.live is None else record.version(record.live).template
-    return {
-        "name": record.name,
-        "live": record.live,
+def _live_template(templates: TemplateRegistry, record: Record) -> Template | None:
+    return None if record.live is None else templates.names.store.version(record.live)
+
+
+def _template_fields(record: Record, live: Template | None) -> dict[str, Any]:
+    return _name_fields(record) | {
         "description": "" if live is None else live.description,
         "num_examples": 0 if live is None else len(live.examples),
-        "rejected": None if record.watched is None else record.watched.rejected,
-        "versions": [
-            TemplateVersionOut(
-                version=version.digest,
-                live=version.digest == record.live,
-                created_at=version.created_at,
-                source=version.source,
-            )
-            for version in record.history
-        ],
+        "versions": [_version_fields(record, entry) for entry in record.history],
+    }
+
+
+def _name_fields(record: Record) -> dict[str, Any]:
+    return {"name": record.name, "live": record.live, "rejected": record.rejected}
+
+
+def _version_fields(record: Record, entry: Entry) -> dict[str, Any]:
+    return {
+        "version": entry.digest,
+        "live": entry.digest == record.live,
+        "created_at": entry.created_at,
+        "source": entry.source,
     }
 
 

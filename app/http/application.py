@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app.adapters.archive import MAX_CONFIG_BYTES
-from app.adapters.registry import Registry
-from app.adapters.watcher import FolderWatcher
+from app.adapters.folder import AdapterFolder
+from app.adapters.intake import Intake
+from app.adapters.registry import AdapterRegistry
 from app.engine.protocol import Engine
 from app.errors import SoftserveError
 from app.http import routes
@@ -17,10 +18,12 @@ from app.serving.admission import Admission
 from app.serving.few_shot import InContext
 from app.serving.lifecycle import Lifecycle
 from app.serving.service import Service
-from app.serving.warming import LiveTemplates
+from app.serving.warming import Warming
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+from app.templates.folder import TemplateFolder
 from app.templates.registry import TemplateRegistry
+from app.versions.watcher import FolderWatcher
 from softserve import __version__
 
 DESCRIPTION = (
@@ -40,13 +43,15 @@ def create_app(
     metrics = Metrics()
     admission = Admission(settings.max_sequences_in_flight)
     metrics.sequences_in_flight.set_function(lambda: admission.sequences_in_flight)
-    registry = Registry(engine, settings)
-    metrics.adapters_live.set_function(lambda: registry.num_live)
-    metrics.adapters_loaded.set_function(lambda: registry.num_loaded)
-    watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
-    service = Service(engine, registry, admission, metrics, settings)
+    adapters = AdapterRegistry(engine, settings)
+    intake = Intake(engine, adapters, settings)
     templates = TemplateRegistry(engine, settings)
-    live_templates = LiveTemplates(engine, registry, templates, settings.template_dir)
+    metrics.adapters_live.set_function(lambda: len(adapters.names.live))
+    metrics.adapters_loaded.set_function(lambda: adapters.num_loaded)
+    service = Service(engine, adapters, admission, metrics, settings)
+    warming = Warming(engine, adapters, templates)
+    adapter_folder = AdapterFolder(intake, settings.adapter_dir, settings.adapter_root)
+    template_folder = TemplateFolder(templates, settings.template_dir, warming.warm)
 
     def show_memory() -> None:
         weights = engine.info.weights
@@ -55,7 +60,15 @@ def create_app(
         metrics.kv_cache_bytes.set(engine.info.kv_cache_bytes)
 
     lifecycle = Lifecycle(
-        engine, registry, watcher, live_templates, admission, show_memory, on_failure
+        engine,
+        adapters,
+        templates,
+        FolderWatcher(adapters.names, adapter_folder),
+        FolderWatcher(templates.names, template_folder),
+        warming,
+        admission,
+        show_memory,
+        on_failure,
     )
 
     @asynccontextmanager
@@ -77,7 +90,9 @@ def create_app(
     app.state.service = service
     app.state.in_context = InContext(service, templates)
     app.state.templates = templates
-    app.state.live_templates = live_templates
+    app.state.warming = warming
+    app.state.adapters = adapters
+    app.state.intake = intake
     app.state.lifecycle = lifecycle
     for family in (routes.generate, routes.adapters, routes.icl, routes.templates, routes.health):
         app.include_router(family.router)

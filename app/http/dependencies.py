@@ -5,10 +5,11 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
-from app.adapters.registry import Registry
+from app.adapters.intake import Intake
+from app.adapters.registry import AdapterRegistry
 from app.serving.few_shot import InContext
 from app.serving.service import Service
-from app.serving.warming import LiveTemplates
+from app.serving.warming import Warming
 from app.templates.registry import TemplateRegistry
 from softserve.schema.errors import ErrorAnswer
 
@@ -51,9 +52,9 @@ async def _in_context(request: Request) -> InContext:
     return in_context
 
 
-async def _live_templates(request: Request) -> LiveTemplates:
-    live_templates: LiveTemplates = request.app.state.live_templates
-    return live_templates
+async def _warming(request: Request) -> Warming:
+    warming: Warming = request.app.state.warming
+    return warming
 
 
 async def _request_id(request: Request) -> str:
@@ -63,12 +64,18 @@ async def _request_id(request: Request) -> str:
 
 TheService = Annotated[Service, Depends(_service)]
 TheInContext = Annotated[InContext, Depends(_in_context)]
-TheLiveTemplates = Annotated[LiveTemplates, Depends(_live_templates)]
+TheWarming = Annotated[Warming, Depends(_warming)]
 RequestId = Annotated[str, Depends(_request_id)]
 
 
-async def _registry(service: TheService) -> Registry:
-    return service.registry
+async def _adapters(request: Request) -> AdapterRegistry:
+    adapters: AdapterRegistry = request.app.state.adapters
+    return adapters
+
+
+async def _intake(request: Request) -> Intake:
+    intake: Intake = request.app.state.intake
+    return intake
 
 
 async def _templates(request: Request) -> TemplateRegistry:
@@ -76,7 +83,8 @@ async def _templates(request: Request) -> TemplateRegistry:
     return templates
 
 
-TheRegistry = Annotated[Registry, Depends(_registry)]
+TheAdapters = Annotated[AdapterRegistry, Depends(_adapters)]
+TheIntake = Annotated[Intake, Depends(_intake)]
 TheTemplates = Annotated[TemplateRegistry, Depends(_templates)]
 
 

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
-from app.adapters.registry import Registry
-from app.adapters.watcher import FolderWatcher
+from app.adapters.registry import AdapterRegistry
 from app.engine.protocol import Engine
 from app.errors import EngineDied, ServerDraining, SoftserveError, StartError
 from app.serving.admission import Admission
+from app.serving.warming import Warming
+from app.templates.registry import TemplateRegistry
+from app.versions.watcher import FolderWatcher
 
 log = structlog.get_logger(__name__)
 
@@ -20,19 +21,6 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 # What lies in the watched folder is live when the server is ready; more than this many seconds'
 # worth of it goes on being added while requests are answered.
 CATCH_UP_TIMEOUT_SECONDS = 30.0
-
-
-class Templates(Protocol):
-    """The prompt templates, as far as the server's life goes."""
-
-    async def open(self) -> None:
-        """Read the store, which the adapters' has locked."""
-
-    async def catch_up(self) -> None:
-        """Make live what lies in the watched folder, and warm what asks for it."""
-
-    async def run(self) -> None:
-        """Watch the folder until cancelled."""
 
 
 class Lifecycle:
@@ -45,17 +33,21 @@ class Lifecycle:
     def __init__(
         self,
         engine: Engine,
-        registry: Registry,
-        watcher: FolderWatcher,
-        templates: Templates,
+        adapters: AdapterRegistry,
+        templates: TemplateRegistry,
+        adapter_watcher: FolderWatcher,
+        template_watcher: FolderWatcher,
+        warming: Warming,
         admission: Admission,
         on_ready: Callable[[], None],
         on_failure: Callable[[SoftserveError], None],
     ) -> None:
         self._engine = engine
-        self._registry = registry
-        self._watcher = watcher
+        self._adapters = adapters
         self._templates = templates
+        self._adapter_watcher = adapter_watcher
+        self._template_watcher = template_watcher
+        self._warming = warming
         self._admission = admission
         self._on_ready = on_ready
         self._on_failure = on_failure
@@ -80,13 +72,14 @@ class Lifecycle:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
-        await self._registry.close()
+        await self._adapters.close()
+        self._templates.close()
         await self._engine.stop()
 
     async def _run(self) -> None:
         try:
             # First: a store that is in use fails now, not after a minute.
-            await self._registry.open()
+            await self._adapters.open()
             await self._templates.open()
             await self._engine.start()
         except StartError as error:
@@ -96,12 +89,13 @@ class Lifecycle:
             log.exception("the engine failed to start")
             self._on_failure(StartError("the engine failed to start: the reason is above"))
             return
-        watching = [asyncio.create_task(self._watcher.run())]
+        watching = [asyncio.create_task(self._adapter_watcher.run())]
         try:
-            await self._watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
+            await self._adapter_watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
             # After the adapters, which a template may name.
-            await self._templates.catch_up()
-            watching.append(asyncio.create_task(self._templates.run()))
+            await self._warming.warm_all()
+            watching.append(asyncio.create_task(self._template_watcher.run()))
+            await self._template_watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
             self._on_ready()
             self._admission.open()
             log.info("ready", model=self._engine.info.model, device=self._engine.info.device)

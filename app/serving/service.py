@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from app.adapters.registry import Adapters, Registry
+from app.adapters.registry import AdapterRegistry, Adapters
 from app.engine.generation import AS_IT_IS, GenerationChunk, GenerationRequest, Place, PromptFormat
 from app.engine.protocol import Decoding, Engine, Prompt
 from app.errors import ContextWindowExceeded, InvalidRequest
@@ -45,7 +45,7 @@ class Service:
     def __init__(
         self,
         engine: Engine,
-        registry: Registry,
+        registry: AdapterRegistry,
         admission: Admission,
         metrics: Metrics,
         limits: Limits,

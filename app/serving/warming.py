@@ -1,46 +1,34 @@
-"""The live templates: kept in step with a watched folder, and warm where they ask for it."""
+"""Warming: the prefix cache holds what a template's prompts begin with, before anybody asks."""
 
 import uuid
 from contextlib import aclosing
-from pathlib import Path
 
 import structlog
 
-from app.adapters.registry import Registry
+from app.adapters.registry import AdapterRegistry
 from app.engine.generation import PromptFormat, resolve_sampling
 from app.engine.protocol import Decoding, Engine, Prompt
 from app.errors import SoftserveError
 from app.serving.service import prompt_of, tokenize
-from app.templates.folder import TemplateFolder
 from app.templates.registry import TemplateRegistry
 
 log = structlog.get_logger(__name__)
 
 
-class LiveTemplates:
-    """The templates, as far as the server's life goes."""
+class Warming:
+    """Warms the templates that ask for it."""
 
     def __init__(
-        self, engine: Engine, registry: Registry, templates: TemplateRegistry, folder: Path
+        self, engine: Engine, adapters: AdapterRegistry, templates: TemplateRegistry
     ) -> None:
         self._engine = engine
-        self._registry = registry
+        self._adapters = adapters
         self._templates = templates
-        self._folder = TemplateFolder(templates, folder)
 
-    async def open(self) -> None:
-        """Read the store, which the adapters' has locked: what was live is live again."""
-        await self._templates.open()
-
-    async def catch_up(self) -> None:
-        """Make live what lies in the watched folder, and warm what asks for it."""
-        await self._folder.catch_up()
-        for name in self._templates.live:
+    async def warm_all(self) -> None:
+        """Warm what is live."""
+        for name in self._templates.names.live:
             await self.warm(name)
-
-    async def run(self) -> None:
-        """Watch the folder until cancelled."""
-        await self._folder.run(self.warm)
 
     async def warm(self, name: str) -> None:
         """Have the prefix cache hold what a live template's prompts begin with, if it asks for it.
@@ -55,7 +43,7 @@ class LiveTemplates:
             texts = template.compiled.examples.texts[: fields.max_shots]
             text = template.compiled.shared_prefix(texts)
             as_chat = PromptFormat(fields.use_chat_template, fields.system)
-            async with self._registry.lease(fields.adapter, fields.soft_prompt) as adapters:
+            async with self._adapters.lease(fields.adapter, fields.soft_prompt) as adapters:
                 token_ids = await tokenize(self._engine, text, as_chat)
                 room = self._engine.info.context_window - adapters.num_virtual_tokens - 1
                 if token_ids:

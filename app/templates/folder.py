@@ -1,162 +1,84 @@
-"""Makes the templates of a watched folder live: `NAME.yaml`, and the JSONL file that it names.
-
-A look reads what has another size or time than before; the files are a few kilobytes. A content
-that stays the same from one look to the next is complete, and is acted upon if it is another than
-the last time. A file that is invalid is told of, and whatever was live stays live.
-"""
+"""The watched folder of templates: `NAME.yaml`, and the JSONL file that it names."""
 
 import asyncio
-import hashlib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-import structlog
-
-from app.errors import TemplateRejected
-from app.templates.registry import FROM_WATCHED_FOLDER, TemplateRegistry
+from app.errors import TemplateError, TemplateRejected
+from app.templates.registry import TemplateRegistry
 from app.templates.source import read_template
-from app.versions.history import Watched
-from softserve.schema.fields import NAME
-from softserve.schema.templates import Template
+from app.versions.records import Watched
+from app.versions.watcher import GONE, Found, Look
 
-log = structlog.get_logger(__name__)
-
-LOOK_SECONDS = 0.5
-RETRY_SECONDS = 30.0
+FROM_WATCHED_FOLDER = "template_dir"
 SUFFIX, EXAMPLES_SUFFIX = ".yaml", ".jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a file holds. `signature` tells it from other content."""
-
-    signature: str
-    template: Template | None = None
-    rejected: str | None = None
-
-
-# By name: the status of the files, and what was seen in them.
-Looked = dict[str, tuple[tuple[str, ...], Look]]
-
-
 class TemplateFolder:
-    """Keeps the registry in step with a folder, which need not exist.
+    """YAML files. `on_live` is awaited with each name that has a new version."""
 
-    A missing folder says nothing about its templates: it may be a volume that is not mounted.
-    """
+    rejections = TemplateError
 
-    def __init__(self, registry: TemplateRegistry, folder: Path) -> None:
+    def __init__(
+        self,
+        registry: TemplateRegistry,
+        folder: Path,
+        on_live: Callable[[str], Awaitable[object]],
+    ) -> None:
         self._registry = registry
-        self._folder = folder
-        self._last_looks: dict[str, Look] | None = None
-        self._looked_at: Looked = {}
+        self._on_live = on_live
+        self.folder = folder
 
-    async def run(self, on_live: Callable[[str], Awaitable[None]]) -> None:
-        """Watch until cancelled. `on_live` is awaited with each name that has a new version."""
-        while True:
-            try:
-                for name in await self.look():
-                    await on_live(name)
-                await asyncio.sleep(LOOK_SECONDS)
-            except Exception:
-                log.exception("the templates cannot be read", folder=str(self._folder))
-                await asyncio.sleep(RETRY_SECONDS)
+    def look_around(self, acted_upon: Mapping[str, str]) -> dict[str, Look]:
+        examples = self._examples()
+        names = [file.stem for file in self._files(SUFFIX)]
+        looks = {name: self._look_at(name, examples) for name in names}
+        return {name: look for name, look in looks.items() if look != GONE}
 
-    async def catch_up(self) -> None:
-        """Act upon what lies there now: nobody is writing it as the server starts."""
+    def look_at(self, name: str, acted_upon: str | None) -> Look:
+        return self._look_at(name, self._examples())
+
+    @asynccontextmanager
+    async def read(self, name: str) -> AsyncIterator[Found]:
         try:
-            await self.look()
-            await self.look()
-        except Exception:
-            log.exception("the templates cannot be read", folder=str(self._folder))
+            template = await asyncio.to_thread(read_template, self._file(name))
+        except OSError as error:
+            raise TemplateRejected(
+                f"it cannot be read ({error.strerror}): check its permissions"
+            ) from error
 
-    async def look(self) -> list[str]:
-        """Act upon what has changed, and has stayed so since the last look.
+        async def publish(watched: Watched) -> None:
+            await self._registry.publish(name, template, FROM_WATCHED_FOLDER, watched=watched)
+            await self._on_live(name)
 
-        Returns the names that have a new live version.
-        """
-        looks = await asyncio.to_thread(look_at, self._folder, self._looked_at)
-        last, self._last_looks = self._last_looks, looks
-        if looks is None or last is None:
-            return []
-        published = []
-        watched = self._registry.watched()
-        for name in looks.keys() | watched.keys():
-            look = looks.get(name)
-            if last.get(name) != look:
-                continue
-            if look is None:
-                await self._registry.forget_watched(name)
-                log.info("the file of a template is gone", name=name)
-                continue
-            known = watched.get(name)
-            is_new = known is None or known.signature != look.signature
-            if is_new and await self._act(name, look, known):
-                published.append(name)
-        return published
+        yield Found(template.digest, publish)
 
-    async def _act(self, name: str, look: Look, known: Watched | None) -> bool:
-        """Whether it is live now, as another version than before."""
-        if look.template is None:
-            return await self._reject(name, look, look.rejected)
-        marked = Watched(look.signature, look.template.digest)
-        if known is not None and known.digest == marked.digest:
-            # Written in another way: what an operator did since stays.
-            await self._registry.mark_watched(name, marked)
-            return False
-        try:
-            await self._registry.publish(name, look.template, FROM_WATCHED_FOLDER, watched=marked)
-        except TemplateRejected as error:
-            return await self._reject(name, look, error.message)
-        log.info("a watched template is live", name=name, version=marked.digest)
-        return True
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}{SUFFIX}"
 
-    async def _reject(self, name: str, look: Look, reason: str | None) -> bool:
-        await self._registry.mark_watched(name, Watched(look.signature, rejected=reason))
-        log.warning("a watched template is rejected", name=name, why=reason)
-        return False
+    def _files(self, suffix: str) -> list[Path]:
+        with os.scandir(self.folder) as entries:
+            return [
+                Path(each)
+                for each in entries
+                if each.name.endswith(suffix) and not each.name.startswith(".")
+            ]
 
+    def _examples(self) -> str:
+        """The status of every file of examples: a template may name any of them."""
+        return " ".join(sorted(map(_status, self._files(EXAMPLES_SUFFIX))))
 
-def look_at(folder: Path, looked_at: Looked) -> dict[str, Look] | None:
-    """What each template's file holds, by name; None where there is no folder.
-
-    A file is read where its size or its times, or those of the examples, are not those in
-    `looked_at`, which is brought up to date.
-    """
-    try:
-        entries = list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    # A template may name any of them.
-    examples = [_status(file) for file in entries if file.suffix == EXAMPLES_SUFFIX]
-    files = {
-        file.stem: file
-        for file in entries
-        if file.suffix == SUFFIX and NAME.fullmatch(file.stem) is not None
-    }
-    for name, file in files.items():
-        status = (_status(file), *sorted(examples))
-        if name not in looked_at or looked_at[name][0] != status:
-            looked_at[name] = status, _look_at(file)
-    return {name: looked_at[name][1] for name in files}
+    def _look_at(self, name: str, examples: str) -> Look:
+        status = _status(self._file(name))
+        return Look(f"{status} {examples}") if status else GONE
 
 
 def _status(file: Path) -> str:
+    """Tells a file from its former content without reading it; empty where there is none."""
     try:
         status = file.lstat()
     except FileNotFoundError:
         return ""
     return f"{file.name} {status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_mode}"
-
-
-def _look_at(file: Path) -> Look:
-    try:
-        content, read = read_template(file)
-    except OSError as error:
-        reason = f"it cannot be read ({error.strerror}): check its permissions"
-        return Look(f"unreadable: {error.strerror}", rejected=reason)
-    signature = hashlib.sha256(content).hexdigest()
-    if isinstance(read, TemplateRejected):
-        return Look(f"{signature} {read.message}", rejected=read.message)
-    return Look(signature, read)

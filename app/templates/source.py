@@ -143,24 +143,19 @@ def parse_jsonl(text: bytes, where: str) -> list[Any]:
     return rows
 
 
-def read_template(file: Path) -> tuple[bytes, Template | TemplateRejected]:
-    """A template's file: what it consists of, and the template, or why it is none.
+def read_template(file: Path) -> Template:
+    """The template in a file, with the examples of the file that it names.
 
     Raises:
+        TemplateRejected: it is none.
         OSError: it cannot be read.
     """
-    content = b""
-    try:
-        content = _read(file, MAX_TEMPLATE_BYTES)
-        fields = parse_yaml(content)
-        if EXAMPLES_FILE in fields:
-            name, examples = _read_examples(file.parent, fields)
-            content += examples
-            del fields[EXAMPLES_FILE]
-            fields["examples"] = parse_jsonl(examples, name)
-        return content, validate_template(fields)
-    except TemplateRejected as error:
-        return content, error
+    fields = parse_yaml(_read(file, MAX_TEMPLATE_BYTES))
+    if EXAMPLES_FILE in fields:
+        name, examples = _read_examples(file.parent, fields)
+        del fields[EXAMPLES_FILE]
+        fields["examples"] = parse_jsonl(examples, name)
+    return validate_template(fields)
 
 
 def _read_examples(folder: Path, fields: Mapping[str, Any]) -> tuple[str, bytes]:

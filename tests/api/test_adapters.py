@@ -282,7 +282,7 @@ async def test_what_cannot_be_a_name(served: Served, method: str, name: str) -> 
         (422, "invalid_request", "name"),
         (404, "adapter_not_found", "name"),
     ]
-    assert not served.app.state.service.registry.list()
+    assert not served.app.state.adapters.names.list()
 
 
 # Refused.
@@ -524,7 +524,7 @@ async def test_remove_waits_for_a_stream(served: Served, engine: FakeEngine) -> 
     await until_in_flight(served, 1)
     await until(lambda: len(engine.open) == 1)
     removing = asyncio.create_task(served.client.delete("/adapters/my-task"))
-    await until(lambda: not served.app.state.service.registry.list())
+    await until(lambda: not served.app.state.adapters.names.list())
     response = await served.generate(adapter="my-task")
     assert error_of(response) == (404, "adapter_not_found", "adapter")
     assert not removing.done()

@@ -338,7 +338,7 @@ async def test_a_watched_folder(tmp_path: Path) -> None:
         assert "not YAML" in shown["rejected"]
         (tmp_path / "bad.yaml").write_bytes(YAML)
 
-        await until(lambda: "bad" in served.app.state.templates.live)
+        await until(lambda: "bad" in served.app.state.templates.names.live)
         assert (await icl.render(template="bad"))["shots"] == 3
 
 

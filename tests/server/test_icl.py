@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from app.templates.source import read_template
-from softserve.schema.templates import Template
 from tests.adapter_files import write_soft_prompt
 from tests.server.process import SHIPPED_TEMPLATES, ServerProcess
 from tests.server.requests import Streamed, add_adapter, generate, text_of
@@ -27,8 +26,7 @@ def post(client: httpx.Client, path: str, **body: Any) -> dict[str, Any]:
 
 
 def shipped(name: str, **changes: Any) -> dict[str, Any]:
-    _, template = read_template(SHIPPED_TEMPLATES / f"{name}.yaml")
-    assert isinstance(template, Template)
+    template = read_template(SHIPPED_TEMPLATES / f"{name}.yaml")
     return template.model_dump(mode="json", exclude_defaults=True) | changes
 
 

@@ -18,9 +18,7 @@ SPECIAL_TOKENS = {"<|im_start|>", "<|im_end|>", "<|endoftext|>"}
 
 
 def read(name: str) -> Template:
-    _, template = read_template(FOLDER / f"{name}.yaml")
-    assert isinstance(template, Template), template
-    return template
+    return read_template(FOLDER / f"{name}.yaml")
 
 
 def test_those_are_all() -> None:

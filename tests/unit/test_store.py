@@ -13,33 +13,34 @@ from pathlib import Path
 
 import pytest
 
-from app.adapters import store as store_module
-from app.adapters.store import Record, Store, store_folder
 from app.adapters.version import AdapterVersion
 from app.errors import StartError
 from app.settings import Settings
-from app.versions.history import Entry, Watched
+from app.versions import store as store_module
+from app.versions.location import store_folder
+from app.versions.records import Entry, Record, Watched
+from app.versions.store import Store
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
-from tests.staged_versions import a_version, stage
+from tests.staged_versions import a_version, adapter_store, stage
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "store")
+def store(tmp_path: Path) -> Store[AdapterVersion]:
+    store = adapter_store(tmp_path / "store")
     store.open()
     return store
 
 
-def _reopened(store: Store) -> Store:
+def _reopened(store: Store[AdapterVersion]) -> Store[AdapterVersion]:
     store.close()
-    again = Store(store._folder)
+    again = adapter_store(store._folder)
     again.open()
     return again
 
 
-def _add(store: Store, text: str) -> AdapterVersion:
+def _add(store: Store[AdapterVersion], text: str) -> AdapterVersion:
     with store.staging() as folder:
         version = stage(folder, text)
         store.add(folder, version)
@@ -52,25 +53,25 @@ def _record(name: str, *versions: AdapterVersion, watched: Watched | None = None
     return Record(name, "lora", versions[0].digest, history, watched)
 
 
-def _kept(store: Store) -> set[str]:
+def _kept(store: Store[AdapterVersion]) -> set[str]:
     return {path.name for path in (store._folder / "versions").iterdir()}
 
 
-def _staged(store: Store) -> list[Path]:
+def _staged(store: Store[AdapterVersion]) -> list[Path]:
     return list((store._folder / "staging").iterdir())
 
 
-def test_what_was_saved_is_there_again(store: Store) -> None:
+def test_what_was_saved_is_there_again(store: Store[AdapterVersion]) -> None:
     new, old = _add(store, "new"), _add(store, "old")
     record = _record("a", new, old, watched=Watched("12-34", rejected="too large"))
-    store.save_record(record)
+    store.save(record)
     again = _reopened(store)
     assert again.records == {"a": record}
     assert (again.version(new.digest), again.version(old.digest)) == (new, old)
     assert (again.folder(new.digest) / WEIGHTS_FILE).read_text() == "new"
 
 
-def test_a_version_is_private_and_never_written_again(store: Store) -> None:
+def test_a_version_is_private_and_never_written_again(store: Store[AdapterVersion]) -> None:
     version = _add(store, "a")
     folder = store.folder(version.digest)
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o444}
@@ -81,15 +82,15 @@ def test_a_version_is_private_and_never_written_again(store: Store) -> None:
     assert _staged(store) == []
 
 
-def test_a_version_that_was_damaged_meanwhile_is_replaced(store: Store) -> None:
+def test_a_version_that_was_damaged_meanwhile_is_replaced(store: Store[AdapterVersion]) -> None:
     version = _add(store, "a")
     (store.folder(version.digest) / WEIGHTS_FILE).unlink()
     _add(store, "a")
     assert (store.folder(version.digest) / WEIGHTS_FILE).read_text() == "a"
 
 
-def test_one_server_at_a_time(store: Store) -> None:
-    other = Store(store._folder)
+def test_one_server_at_a_time(store: Store[AdapterVersion]) -> None:
+    other = adapter_store(store._folder)
     with pytest.raises(StartError) as raised:
         other.open()
     assert raised.value.message == (
@@ -103,24 +104,24 @@ def test_one_server_at_a_time(store: Store) -> None:
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match=r"cannot be written .* --adapter-store"):
-        Store(tmp_path / "file" / "store").open()
+        adapter_store(tmp_path / "file" / "store").open()
 
 
-def test_what_was_left_half_made_is_removed(store: Store) -> None:
+def test_what_was_left_half_made_is_removed(store: Store[AdapterVersion]) -> None:
     stage(Path(shutil.copytree(_some_folder(store), store._folder / "staging" / "left")), "half")
     again = _reopened(store)
     assert _staged(again) == []
 
 
-def _some_folder(store: Store) -> Path:
+def _some_folder(store: Store[AdapterVersion]) -> Path:
     folder = store._folder / "staging" / "empty"
     folder.mkdir()
     return folder
 
 
-def test_what_nothing_points_to_is_collected(store: Store) -> None:
+def test_what_nothing_points_to_is_collected(store: Store[AdapterVersion]) -> None:
     live, pinned, forgotten = (_add(store, text) for text in ("live", "pinned", "forgotten"))
-    store.save_record(_record("a", live))
+    store.save(_record("a", live))
     everything = [live.digest, pinned.digest, forgotten.digest]
     with store.pinned(pinned.digest):
         store.collect(everything)
@@ -131,36 +132,36 @@ def test_what_nothing_points_to_is_collected(store: Store) -> None:
     assert _staged(store) == []
 
 
-def test_a_version_of_two_names_stays_for_the_second(store: Store) -> None:
+def test_a_version_of_two_names_stays_for_the_second(store: Store[AdapterVersion]) -> None:
     version = _add(store, "both")
-    store.save_record(_record("a", version))
-    store.save_record(_record("b", version))
-    store.delete_record("a")
+    store.save(_record("a", version))
+    store.save(_record("b", version))
+    store.save(Record("a"))
     store.collect([version.digest])
     assert _kept(store) == {version.digest}
-    store.delete_record("b")
+    store.save(Record("b"))
     store.collect([version.digest])
     assert _kept(store) == set()
 
 
-def test_a_version_that_no_record_names_is_gone_when_opened(store: Store) -> None:
+def test_a_version_that_no_record_names_is_gone_when_opened(store: Store[AdapterVersion]) -> None:
     live = _add(store, "live")
     _add(store, "never published")
-    store.save_record(_record("a", live))
+    store.save(_record("a", live))
     assert _kept(_reopened(store)) == {live.digest}
 
 
-def test_a_deleted_record_is_gone(store: Store) -> None:
-    store.save_record(_record("a", _add(store, "a")))
-    store.delete_record("a")
-    store.delete_record("a")
+def test_a_deleted_record_is_gone(store: Store[AdapterVersion]) -> None:
+    store.save(_record("a", _add(store, "a")))
+    store.save(Record("a"))
+    store.save(Record("a"))
     assert _reopened(store).records == {}
 
 
-def test_a_truncated_record_harms_no_other(store: Store) -> None:
+def test_a_truncated_record_harms_no_other(store: Store[AdapterVersion]) -> None:
     a, b = _add(store, "a"), _add(store, "b")
-    store.save_record(_record("a", a))
-    store.save_record(_record("b", b))
+    store.save(_record("a", a))
+    store.save(_record("b", b))
     file = store._folder / "names" / "a.json"
     file.write_bytes(file.read_bytes()[:-20])
     again = _reopened(store)
@@ -173,9 +174,9 @@ def test_a_truncated_record_harms_no_other(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "no version.json", "another version"])
-def test_a_damaged_live_version_is_not_served(store: Store, damage: str) -> None:
+def test_a_damaged_live_version_is_not_served(store: Store[AdapterVersion], damage: str) -> None:
     live, old = _add(store, "live"), _add(store, "old")
-    store.save_record(_record("a", live, old, watched=Watched("12-34", live.digest)))
+    store.save(_record("a", live, old, watched=Watched("12-34", live.digest)))
     folder = store.folder(live.digest)
     match damage:
         case "missing":
@@ -197,19 +198,19 @@ def test_a_damaged_live_version_is_not_served(store: Store, damage: str) -> None
     assert record.watched is None
 
 
-def test_a_damaged_old_version_only_leaves_the_history(store: Store) -> None:
+def test_a_damaged_old_version_only_leaves_the_history(store: Store[AdapterVersion]) -> None:
     live, old = _add(store, "live"), _add(store, "old")
-    store.save_record(_record("a", live, old))
+    store.save(_record("a", live, old))
     (store.folder(old.digest) / WEIGHTS_FILE).unlink()
     assert _reopened(store).records == {"a": _record("a", live)}
 
 
-def test_a_thousand_adapters(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_adapters(store: Store[AdapterVersion], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_sync", lambda path: None)
     for number in range(1000):
-        store.save_record(_record(f"adapter-{number}", _add(store, str(number))))
+        store.save(_record(f"adapter-{number}", _add(store, str(number))))
     store.close()
-    again = Store(store._folder)
+    again = adapter_store(store._folder)
     started = time.perf_counter()
     again.open()
     seconds = time.perf_counter() - started
@@ -238,11 +239,10 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from datetime import UTC, datetime
-from app.versions.history import Entry
-from app.adapters.store import Record, Store
-from tests.staged_versions import stage
+from app.versions.records import Entry, Record
+from tests.staged_versions import adapter_store, stage
 
-store = Store(Path(sys.argv[1]))
+store = adapter_store(Path(sys.argv[1]))
 store.open()
 record = store.record("a") or Record("a", "lora")
 number = int(sys.argv[2])
@@ -253,7 +253,7 @@ while True:
             store.add(folder, version)
             history = (Entry(version.digest, datetime.now(UTC), str(number)), *record.history)
             record = Record("a", "lora", version.digest, history[:3])
-            store.save_record(record)
+            store.save(record)
     store.collect([entry.digest for entry in history[3:]])
     print(number, flush=True)
     number += 1
@@ -276,7 +276,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
             time.sleep(moments.random() / 50)
             publisher.send_signal(signal.SIGKILL)
             said += [int(line) for line in publisher.stdout.read().split()]
-        store = Store(folder)
+        store = adapter_store(folder)
         store.open()
         record = store.records["a"]
         numbers = [int(entry.source) for entry in record.history]

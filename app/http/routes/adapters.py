@@ -15,7 +15,7 @@ from app.adapters.archive import UploadedFile
 from app.errors import InvalidRequest
 from app.http.administration import Administrator
 from app.http.answers import adapter_out
-from app.http.dependencies import ERRORS, NOT_FOUND, REFUSALS, TheRegistry, TheService
+from app.http.dependencies import ERRORS, NOT_FOUND, REFUSALS, TheAdapters, TheIntake, TheService
 from softserve.schema.adapters import AdapterList, AdapterOut, AdapterSource
 from softserve.schema.versions import RollbackBody
 
@@ -44,13 +44,13 @@ router = APIRouter(prefix="/adapters")
 
 
 @router.get("", summary="List the adapters, with their versions")
-async def list_adapters(registry: TheRegistry) -> AdapterList:
-    return AdapterList(adapters=[adapter_out(status) for status in registry.list()])
+async def list_adapters(adapters: TheAdapters) -> AdapterList:
+    return AdapterList(adapters=[adapter_out(adapters, record) for record in adapters.names.list()])
 
 
 @router.get("/{name}", summary="Show one adapter", responses=NOT_FOUND | {422: ERRORS[422]})
-async def show_adapter(name: str, registry: TheRegistry) -> AdapterOut:
-    return adapter_out(registry.get(name))
+async def show_adapter(name: str, adapters: TheAdapters) -> AdapterOut:
+    return adapter_out(adapters, adapters.names.get(name))
 
 
 @router.put(
@@ -68,17 +68,18 @@ async def show_adapter(name: str, registry: TheRegistry) -> AdapterOut:
         }
     },
 )
-async def put_adapter(name: str, request: Request, service: TheService) -> AdapterOut:
+async def put_adapter(
+    name: str, request: Request, service: TheService, adapters: TheAdapters, intake: TheIntake
+) -> AdapterOut:
     """It is checked, stored, loaded, and then live: the very next request uses it."""
-    registry = service.registry
     service.check_serving()
     if request.headers.get("content-type", "").startswith(MULTIPART):
         async with _form(request) as form:
             files, force = _parse_form(form)
-            return adapter_out(await registry.add_upload(name, files, force=force))
+            return adapter_out(adapters, await intake.add_upload(name, files, force=force))
     body = await _parse_source(request)
-    status = await registry.add_source(name, body.source, body.revision, force=body.force)
-    return adapter_out(status)
+    record = await intake.add_source(name, body.source, body.revision, force=body.force)
+    return adapter_out(adapters, record)
 
 
 @router.post(
@@ -90,11 +91,12 @@ async def put_adapter(name: str, request: Request, service: TheService) -> Adapt
 async def roll_back(
     name: str,
     service: TheService,
+    adapters: TheAdapters,
     body: Annotated[RollbackBody | None, Body()] = None,
 ) -> AdapterOut:
     service.check_serving()
     version = None if body is None else body.version
-    return adapter_out(await service.registry.rollback(name, version))
+    return adapter_out(adapters, await adapters.names.rollback(name, version))
 
 
 @router.delete(
@@ -104,9 +106,9 @@ async def roll_back(
     dependencies=[Administrator],
     responses=REFUSALS | NOT_FOUND,
 )
-async def remove_adapter(name: str, service: TheService) -> Response:
+async def remove_adapter(name: str, service: TheService, adapters: TheAdapters) -> Response:
     service.check_serving()
-    await service.registry.remove(name)
+    await adapters.remove(name)
     return Response(status_code=204)
 
 

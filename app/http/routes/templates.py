@@ -13,13 +13,13 @@ from app.http.dependencies import (
     ERRORS,
     NOT_FOUND,
     REFUSALS,
-    TheLiveTemplates,
     TheService,
     TheTemplates,
+    TheWarming,
     json_answer,
 )
-from app.templates.registry import FROM_REQUEST
 from app.templates.source import parse_yaml, validate_template
+from app.versions.records import FROM_UPLOAD
 from softserve.schema.templates import Template, TemplateList, TemplateOut
 from softserve.schema.versions import RollbackBody
 
@@ -30,7 +30,9 @@ router = APIRouter(prefix="/icl/templates")
 
 @router.get("", summary="List the templates, with their versions")
 async def list_templates(templates: TheTemplates) -> TemplateList:
-    return TemplateList(templates=[template_summary(record) for record in templates.list()])
+    return TemplateList(
+        templates=[template_summary(templates, record) for record in templates.names.list()]
+    )
 
 
 @router.get(
@@ -40,7 +42,7 @@ async def list_templates(templates: TheTemplates) -> TemplateList:
     responses=NOT_FOUND | {422: ERRORS[422]},
 )
 async def show_template(name: str, templates: TheTemplates) -> Response:
-    return json_answer(template_out(templates.get(name)))
+    return json_answer(template_out(templates, templates.names.get(name)))
 
 
 @router.put(
@@ -64,14 +66,14 @@ async def put_template(
     request: Request,
     service: TheService,
     templates: TheTemplates,
-    live_templates: TheLiveTemplates,
+    warming: TheWarming,
 ) -> Response:
     """It is checked, stored, and then live: the very next request uses it."""
     service.check_serving()
     template = await _parse_template(request)
-    record = await templates.publish(name, template, FROM_REQUEST)
-    await live_templates.warm(name)
-    return json_answer(template_out(record))
+    record = await templates.publish(name, template, FROM_UPLOAD)
+    await warming.warm(name)
+    return json_answer(template_out(templates, record))
 
 
 @router.post(
@@ -85,14 +87,14 @@ async def roll_back(
     name: str,
     service: TheService,
     templates: TheTemplates,
-    live_templates: TheLiveTemplates,
+    warming: TheWarming,
     body: Annotated[RollbackBody | None, Body()] = None,
 ) -> Response:
     service.check_serving()
     version = None if body is None else body.version
-    record = await templates.rollback(name, version)
-    await live_templates.warm(name)
-    return json_answer(template_out(record))
+    record = await templates.names.rollback(name, version)
+    await warming.warm(name)
+    return json_answer(template_out(templates, record))
 
 
 @router.delete(
@@ -104,7 +106,7 @@ async def roll_back(
 )
 async def remove_template(name: str, service: TheService, templates: TheTemplates) -> Response:
     service.check_serving()
-    await templates.remove(name)
+    await templates.names.remove(name)
     return Response(status_code=204)
 
 

@@ -1,7 +1,6 @@
 """What is live, and what a request that is on its way keeps."""
 
 import asyncio
-import hashlib
 import io
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,10 +11,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from app.adapters import registry as registry_module
-from app.adapters import store as store_module
+from app.adapters import intake as intake_module
 from app.adapters.archive import UploadedFile
-from app.adapters.registry import Adapters, AdapterStatus, Registry, check_name
+from app.adapters.intake import Intake
+from app.adapters.registry import AdapterRegistry, Adapters
 from app.adapters.sources import HubRepository
 from app.errors import (
     AdapterConflict,
@@ -29,7 +28,8 @@ from app.errors import (
     Unavailable,
 )
 from app.settings import Settings
-from app.versions.history import Watched
+from app.versions import store as store_module
+from app.versions.records import Record, Watched
 from softserve.schema.adapters import AdapterKind
 from tests.adapter_files import read_files, write_lora, write_soft_prompt
 from tests.fake_engine import ARCHITECTURE, FakeEngine
@@ -59,26 +59,31 @@ def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def registry(engine: FakeEngine, settings: Settings) -> AsyncIterator[Registry]:
-    registry = Registry(engine, settings)
+async def registry(engine: FakeEngine, settings: Settings) -> AsyncIterator[AdapterRegistry]:
+    registry = AdapterRegistry(engine, settings)
     await registry.open()
     yield registry
     await registry.close()
 
 
-Publish = Callable[..., Awaitable[AdapterStatus]]
+@pytest.fixture
+def intake(engine: FakeEngine, registry: AdapterRegistry, settings: Settings) -> Intake:
+    return Intake(engine, registry, settings)
+
+
+Publish = Callable[..., Awaitable[Record]]
 
 
 @pytest.fixture
-def publish(registry: Registry) -> Publish:
+def publish(registry: AdapterRegistry) -> Publish:
     async def publish(
         name: str,
         text: str,
         kind: AdapterKind = "lora",
         source: str = "upload",
         watched: Watched | None = None,
-    ) -> AdapterStatus:
-        async with registry._staging() as folder:
+    ) -> Record:
+        async with registry.names.staging() as folder:
             version = stage(folder, text, kind)
             return await registry.publish(name, folder, version, source, watched=watched)
 
@@ -96,10 +101,9 @@ def _texts(digests: object) -> str:
     return "".join(texts[digest] for digest in digests)
 
 
-def _history(status: AdapterStatus) -> str:
+def _history(record: Record) -> str:
     """The versions from new to old, with the live one in brackets."""
-    digests = [each.version.digest for each in status.versions]
-    return _texts(digests).replace(live := _texts([status.live]), f"[{live}]")
+    return _texts(record.digests).replace(live := _texts([record.live]), f"[{live}]")
 
 
 def _on_disk(settings: Settings) -> str:
@@ -114,7 +118,7 @@ def _staged(settings: Settings) -> list[Path]:
     return list((settings.adapter_store / "staging").iterdir())
 
 
-async def _answer(registry: Registry, adapter: str) -> str:
+async def _answer(registry: AdapterRegistry, adapter: str) -> str:
     """The version that a request gets."""
     async with registry.lease(adapter) as adapters:
         assert adapters.lora is not None
@@ -122,7 +126,7 @@ async def _answer(registry: Registry, adapter: str) -> str:
 
 
 async def _refusal(
-    registry: Registry, adapter: str | None = None, soft_prompt: str | None = None
+    registry: AdapterRegistry, adapter: str | None = None, soft_prompt: str | None = None
 ) -> SoftserveError:
     with pytest.raises(SoftserveError) as raised:
         async with registry.lease(adapter, soft_prompt):
@@ -145,30 +149,30 @@ async def _until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "7", "Summary-v2.1_x", "a" * 64])
-def test_a_name(name: str) -> None:
-    check_name(name)
+def test_a_name(registry: AdapterRegistry, name: str) -> None:
+    registry.names.check(name)
 
 
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".a", "-a", "_a", "a/b", "a@b", "a b", "a" * 65, "é", "a\n", "a\0"]
 )
-async def test_not_a_name(registry: Registry, publish: Publish, name: str) -> None:
-    for attempt in (publish(name, "a"), registry.rollback(name), registry.remove(name)):
+async def test_not_a_name(registry: AdapterRegistry, publish: Publish, name: str) -> None:
+    for attempt in (publish(name, "a"), registry.names.rollback(name), registry.remove(name)):
         with pytest.raises(InvalidRequest, match="choose another") as raised:
             await attempt
         assert raised.value.param == "name"
-    assert len(registry._locks) == 0
+    assert len(registry.names._locks) == 0
 
 
 # Resolving.
 
 
-async def test_a_request_without_adapters(registry: Registry) -> None:
+async def test_a_request_without_adapters(registry: AdapterRegistry) -> None:
     async with registry.lease() as adapters:
         assert adapters == Adapters()
 
 
-async def test_both_kinds(registry: Registry, publish: Publish, engine: FakeEngine) -> None:
+async def test_both_kinds(registry: AdapterRegistry, publish: Publish, engine: FakeEngine) -> None:
     await publish("summary", "a")
     await publish("tone", "b", "soft_prompt")
     async with registry.lease("summary", "tone") as adapters:
@@ -178,7 +182,7 @@ async def test_both_kinds(registry: Registry, publish: Publish, engine: FakeEngi
         assert set(engine.loaded) == {_digest("a"), _digest("b")}
 
 
-async def test_a_pinned_version(registry: Registry, publish: Publish) -> None:
+async def test_a_pinned_version(registry: AdapterRegistry, publish: Publish) -> None:
     await publish("summary", "a")
     await publish("summary", "b")
     assert await _answer(registry, "summary") == "b"
@@ -186,7 +190,7 @@ async def test_a_pinned_version(registry: Registry, publish: Publish) -> None:
     assert await _answer(registry, f"summary@{_digest('a')[:6]}") == "a"
 
 
-async def test_an_unknown_name(registry: Registry, publish: Publish) -> None:
+async def test_an_unknown_name(registry: AdapterRegistry, publish: Publish) -> None:
     await publish("summary", "a")
     await publish("summary-tone", "b", "soft_prompt")
     refusal = await _refusal(registry, "sumary")
@@ -199,53 +203,16 @@ async def test_an_unknown_name(registry: Registry, publish: Publish) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "@", "@abcdef", "../names/summary", "x" * 10_000])
-async def test_what_is_no_name_is_unknown(registry: Registry, publish: Publish, name: str) -> None:
+async def test_what_is_no_name_is_unknown(
+    registry: AdapterRegistry, publish: Publish, name: str
+) -> None:
     await publish("summary", "a")
     refusal = await _refusal(registry, name)
     assert isinstance(refusal, AdapterNotFound)
     assert len(refusal.message) < 200
 
 
-@pytest.mark.parametrize("version", ["", "abcde", "ABCDEF", "live", "f" * 65, "a@b"])
-async def test_not_a_version(registry: Registry, publish: Publish, version: str) -> None:
-    await publish("summary", "a")
-    refusal = await _refusal(registry, f"summary@{version}")
-    assert isinstance(refusal, AdapterNotFound)
-    assert refusal.message == (
-        "a version of summary is its digest, or at least six of its first digits: "
-        f"it has {_digest('a')[:12]}"
-    )
-
-
-async def test_an_unknown_version(registry: Registry, publish: Publish) -> None:
-    await publish("summary", "a")
-    refusal = await _refusal(registry, "summary@123456")
-    assert refusal.message == f"summary has no version 123456: it has {_digest('a')[:12]}"
-    assert refusal.param == "adapter"
-
-
-async def test_an_ambiguous_version(registry: Registry, publish: Publish) -> None:
-    first, second = _with_the_same_start()
-    await publish("summary", first)
-    await publish("summary", second)
-    refusal = await _refusal(registry, f"summary@{_digest(first)[:6]}")
-    assert isinstance(refusal, AdapterNotFound)
-    assert refusal.message == (
-        f"several versions of summary begin with {_digest(first)[:6]}: give more digits"
-    )
-
-
-def _with_the_same_start() -> tuple[str, str]:
-    seen: dict[str, str] = {}
-    for number in range(100_000):
-        start = hashlib.sha256(str(number).encode()).hexdigest()[:6]
-        if start in seen:
-            return seen[start], str(number)
-        seen[start] = str(number)
-    raise AssertionError
-
-
-async def test_named_in_the_wrong_field(registry: Registry, publish: Publish) -> None:
+async def test_named_in_the_wrong_field(registry: AdapterRegistry, publish: Publish) -> None:
     await publish("summary", "a")
     await publish("tone", "b", "soft_prompt")
     refusal = await _refusal(registry, "tone")
@@ -257,7 +224,7 @@ async def test_named_in_the_wrong_field(registry: Registry, publish: Publish) ->
 
 
 async def test_refused_before_anything_is_held(
-    registry: Registry, publish: Publish, engine: FakeEngine
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine
 ) -> None:
     await publish("summary", "a")
     await _refusal(registry, "summary", "unknown")
@@ -269,27 +236,29 @@ async def test_refused_before_anything_is_held(
 # Publishing.
 
 
-async def test_the_status(registry: Registry, publish: Publish) -> None:
+async def test_the_status(registry: AdapterRegistry, publish: Publish) -> None:
     await publish("summary", "a", source="org/name@1")
     status = await publish("summary", "b")
     for _ in range(3):
         await _answer(registry, "summary")
     await _answer(registry, f"summary@{_digest('a')}")
     assert _history(status) == "[b]a"
-    status = registry.get("summary")
-    assert (status.kind, status.live, status.rejected) == ("lora", _digest("b"), None)
-    assert [each.source for each in status.versions] == ["upload", "org/name@1"]
-    assert [each.requests for each in status.versions] == [3, 1]
-    assert [each.version for each in status.versions] == [a_version("b"), a_version("a")]
-    assert status.versions[0].created_at > status.versions[1].created_at
-    assert status.versions[0].loaded
-    assert status.requests == 4
+    record = registry.names.get("summary")
+    assert (record.kind, record.live, record.rejected) == ("lora", _digest("b"), None)
+    assert [entry.source for entry in record.history] == ["upload", "org/name@1"]
+    assert record.history[0].created_at > record.history[1].created_at
+    assert [registry.names.store.version(digest) for digest in record.digests] == [
+        a_version("b"),
+        a_version("a"),
+    ]
+    assert registry.num_requests("summary") == {_digest("b"): 3, _digest("a"): 1}
+    assert registry.is_loaded(_digest("b"))
     await publish("first", "c")
-    assert [each.name for each in registry.list()] == ["first", "summary"]
+    assert [each.name for each in registry.names.list()] == ["first", "summary"]
 
 
 async def test_a_request_keeps_its_version(
-    registry: Registry, publish: Publish, engine: FakeEngine
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine
 ) -> None:
     await publish("summary", "a")
     async with registry.lease("summary"):
@@ -301,7 +270,7 @@ async def test_a_request_keeps_its_version(
 
 
 async def test_the_old_version_answers_until_the_new_one_is_loaded(
-    registry: Registry, publish: Publish, engine: FakeEngine
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine
 ) -> None:
     await publish("summary", "a")
     engine.hold_loads()
@@ -314,7 +283,7 @@ async def test_the_old_version_answers_until_the_new_one_is_loaded(
 
 
 async def test_every_request_after_a_publish_gets_the_new_version(
-    registry: Registry, publish: Publish
+    registry: AdapterRegistry, publish: Publish
 ) -> None:
     await publish("summary", "a")
     published = "a"
@@ -334,7 +303,7 @@ async def test_every_request_after_a_publish_gets_the_new_version(
 
 
 async def test_the_same_version_again(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     before = await publish("summary", "a")
     assert await publish("summary", "a") == before
@@ -343,14 +312,8 @@ async def test_the_same_version_again(
     assert _staged(settings) == []
 
 
-async def test_an_old_version_again_is_the_new_one(publish: Publish) -> None:
-    for text in "ab":
-        await publish("summary", text)
-    assert _history(await publish("summary", "a")) == "[a]b"
-
-
 async def test_another_kind_is_a_conflict(
-    registry: Registry, publish: Publish, settings: Settings
+    registry: AdapterRegistry, publish: Publish, settings: Settings
 ) -> None:
     await publish("summary", "a")
     with pytest.raises(AdapterConflict) as raised:
@@ -364,30 +327,30 @@ async def test_another_kind_is_a_conflict(
 
 
 async def test_a_retired_name_may_come_back_as_another_kind(
-    registry: Registry, publish: Publish, settings: Settings
+    registry: AdapterRegistry, publish: Publish, settings: Settings
 ) -> None:
     await publish("summary", "a", source="adapter_dir", watched=Watched("1", _digest("a")))
-    await registry.forget_watched("summary")
+    await registry.names.forget_watched("summary")
     status = await publish("summary", "b", "soft_prompt")
     assert (_history(status), status.kind) == ("[b]", "soft_prompt")
     assert _on_disk(settings) == "b"
 
 
 async def test_what_the_engine_rejects_leaves_nothing(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     before = await publish("summary", "a")
     engine.reject(_digest("b"), "the engine has no such module")
     for name in ("summary", "new"):
         with pytest.raises(AdapterRejected, match="no such module"):
             await publish(name, "b")
-    assert registry.list() == (before,)
+    assert registry.names.list() == (before,)
     assert _on_disk(settings) == "a"
     assert _staged(settings) == []
 
 
 async def test_a_full_disk_changes_nothing(
-    registry: Registry,
+    registry: AdapterRegistry,
     publish: Publish,
     engine: FakeEngine,
     settings: Settings,
@@ -399,12 +362,12 @@ async def test_a_full_disk_changes_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, capture_logs() as logs:
-        patch.setattr(registry._store, "save_record", fail)
+        patch.setattr(registry.names.store, "save", fail)
         with pytest.raises(Unavailable, match=r"No space left on device.*free some disk space"):
             await publish("summary", "b")
     assert [entry["event"] for entry in logs] == ["the adapter store cannot be written"]
     await _settle()
-    assert registry.list() == (before,)
+    assert registry.names.list() == (before,)
     assert _texts(engine.loaded) == _on_disk(settings) == "a"
 
 
@@ -416,7 +379,7 @@ async def test_versions_are_trimmed(publish: Publish, settings: Settings) -> Non
 
 
 async def test_a_version_in_use_is_not_trimmed(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     await publish("summary", "a")
     async with registry.lease("summary"):
@@ -429,7 +392,7 @@ async def test_a_version_in_use_is_not_trimmed(
 
 
 async def test_a_version_that_another_name_has_stays(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     await publish("summary", "a")
     await publish("other", "a")
@@ -441,7 +404,7 @@ async def test_a_version_that_another_name_has_stays(
 
 
 async def test_one_name_after_the_other_and_different_names_at_once(
-    registry: Registry, publish: Publish, engine: FakeEngine
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine
 ) -> None:
     engine.hold_loads()
     tasks = [asyncio.ensure_future(publish("one", "a"))]
@@ -453,20 +416,23 @@ async def test_one_name_after_the_other_and_different_names_at_once(
     assert _texts(engine.loads) == "ac"
     engine.release_loads()
     await asyncio.gather(*tasks)
-    assert [_history(status) for status in registry.list()] == ["[b]a", "[c]"]
-    assert len(registry._locks) == 0
+    assert [_history(status) for status in registry.names.list()] == ["[b]a", "[c]"]
+    assert len(registry.names._locks) == 0
 
 
 async def test_more_adapters_than_fit_are_loaded_when_asked_for(
     engine: FakeEngine, settings: Settings
 ) -> None:
     settings = settings.model_copy(update={"max_loaded_adapters": 1})
-    registry = Registry(engine, settings)
+    registry = AdapterRegistry(engine, settings)
     await registry.open()
     for text in "ab":
-        async with registry._staging() as folder:
+        async with registry.names.staging() as folder:
             await registry.publish(text, folder, stage(folder, text), "upload")
-    assert [status.versions[0].loaded for status in registry.list()] == [False, True]
+    assert [registry.is_loaded(record.live or "") for record in registry.names.list()] == [
+        False,
+        True,
+    ]
     assert await _answer(registry, "a") == "a"
     assert _texts(engine.loads) == "aba"
     await registry.close()
@@ -475,59 +441,25 @@ async def test_more_adapters_than_fit_are_loaded_when_asked_for(
 # Rolling back.
 
 
-async def test_rolling_back_goes_down_the_list(registry: Registry, publish: Publish) -> None:
+async def test_rolling_back_to_a_version(registry: AdapterRegistry, publish: Publish) -> None:
     for text in "abc":
         await publish("summary", text)
-    assert _history(await registry.rollback("summary")) == "c[b]a"
-    assert await _answer(registry, "summary") == "b"
-    assert _history(await registry.rollback("summary")) == "cb[a]"
-    with pytest.raises(AdapterConflict) as raised:
-        await registry.rollback("summary")
-    assert raised.value.message == (
-        "summary has no version older than the live one: name the one to go to in version, or add "
-        "it again"
-    )
-    assert await _answer(registry, "summary") == "a"
-
-
-async def test_rolling_back_to_a_version(registry: Registry, publish: Publish) -> None:
-    for text in "abc":
-        await publish("summary", text)
-    assert _history(await registry.rollback("summary", _digest("a"))) == "cb[a]"
-    assert _history(await registry.rollback("summary", _digest("c")[:8])) == "[c]ba"
-    assert _history(await registry.rollback("summary", _digest("c"))) == "[c]ba"
+    assert _history(await registry.names.rollback("summary", _digest("a"))) == "cb[a]"
+    assert _history(await registry.names.rollback("summary", _digest("c")[:8])) == "[c]ba"
+    assert _history(await registry.names.rollback("summary", _digest("c"))) == "[c]ba"
     for version in ("1234567", "x"):
         with pytest.raises(AdapterNotFound) as raised:
-            await registry.rollback("summary", version)
+            await registry.names.rollback("summary", version)
         assert raised.value.param == "version"
 
 
-async def test_a_rollback_after_a_publish_goes_to_what_was_live_before(
-    registry: Registry, publish: Publish
-) -> None:
-    for text in "ab":
-        await publish("summary", text)
-    await registry.rollback("summary")
-    assert _history(await publish("summary", "c")) == "[c]ab"
-    assert _history(await registry.rollback("summary")) == "c[a]b"
-
-
-async def test_what_was_rolled_back_from_is_trimmed_first(
-    registry: Registry, publish: Publish
-) -> None:
-    for text in "abc":
-        await publish("summary", text)
-    await registry.rollback("summary")
-    assert _history(await publish("summary", "d")) == "[d]ba"
-
-
 async def test_a_request_keeps_what_is_rolled_back(
-    registry: Registry, publish: Publish, engine: FakeEngine
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine
 ) -> None:
     for text in "ab":
         await publish("summary", text)
     async with registry.lease("summary") as adapters:
-        await registry.rollback("summary")
+        await registry.names.rollback("summary")
         assert adapters.lora is not None
         assert adapters.lora.version.digest in engine.loaded
         assert await _answer(registry, "summary") == "a"
@@ -536,51 +468,51 @@ async def test_a_request_keeps_what_is_rolled_back(
 
 
 async def test_a_rollback_that_the_engine_rejects(
-    registry: Registry, publish: Publish, engine: FakeEngine
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine
 ) -> None:
     for text in "ab":
         await publish("summary", text)
     await _settle()
     engine.reject(_digest("a"), "not any more")
     with pytest.raises(AdapterRejected):
-        await registry.rollback("summary")
-    assert _history(registry.get("summary")) == "[b]a"
+        await registry.names.rollback("summary")
+    assert _history(registry.names.get("summary")) == "[b]a"
     refusal = await _refusal(registry, f"summary@{_digest('a')}")
     assert refusal.message == "not any more"
 
 
-async def test_rolling_back_an_unknown_name(registry: Registry) -> None:
+async def test_rolling_back_an_unknown_name(registry: AdapterRegistry) -> None:
     with pytest.raises(AdapterNotFound):
-        await registry.rollback("summary")
+        await registry.names.rollback("summary")
 
 
 # Removing.
 
 
 async def test_removed(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     for text in "ab":
         await publish("summary", text)
     await registry.remove("summary")
-    assert registry.list() == ()
+    assert registry.names.list() == ()
     assert (engine.loaded, _on_disk(settings)) == ({}, "")
     assert isinstance(await _refusal(registry, "summary"), AdapterNotFound)
     with pytest.raises(AdapterNotFound):
         await registry.remove("summary")
     with pytest.raises(AdapterNotFound):
-        registry.get("summary")
+        registry.names.get("summary")
 
 
 async def test_removing_waits_for_requests_on_every_version(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     await publish("summary", "a")
     async with registry.lease("summary"):
         await publish("summary", "b")
         async with registry.lease("summary"):
             removing = asyncio.create_task(registry.remove("summary"))
-            await _until(lambda: not registry.list())
+            await _until(lambda: not registry.names.list())
             assert isinstance(await _refusal(registry, "summary"), AdapterNotFound)
             assert set(_texts(engine.loaded)) == {"a", "b"}
             assert _on_disk(settings) == "ab"
@@ -591,7 +523,7 @@ async def test_removing_waits_for_requests_on_every_version(
 
 
 async def test_removing_goes_on_without_who_asked(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     await publish("summary", "a")
     async with registry.lease("summary"):
@@ -605,14 +537,14 @@ async def test_removing_goes_on_without_who_asked(
 
 
 async def test_added_again_while_it_is_being_removed(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     await publish("summary", "a")
     async with registry.lease("summary"):
         removing = asyncio.create_task(registry.remove("summary"))
-        await _until(lambda: not registry.list())
+        await _until(lambda: not registry.names.list())
         await publish("summary", "b")
-        assert registry.get("summary").requests == 0
+        assert registry.num_requests("summary").total() == 0
         assert await _answer(registry, "summary") == "b"
         assert not removing.done()
     await removing
@@ -623,19 +555,19 @@ async def test_added_again_while_it_is_being_removed(
 
 
 async def test_a_restart_changes_nothing(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     for text in "abc":
         await publish("summary", text)
     await publish("tone", "d", "soft_prompt")
-    await registry.rollback("summary")
+    await registry.names.rollback("summary")
     with pytest.raises(StartError, match="another server uses the adapter store"):
-        await Registry(engine, settings).open()
+        await AdapterRegistry(engine, settings).open()
     await registry.close()
     engine = FakeEngine()
-    again = Registry(engine, settings)
+    again = AdapterRegistry(engine, settings)
     await again.open()
-    assert [_history(status) for status in again.list()] == ["c[b]a", "[d]"]
+    assert [_history(status) for status in again.names.list()] == ["c[b]a", "[d]"]
     assert engine.loads == []
     assert await _answer(again, "summary") == "b"
     assert _texts(engine.loads) == "b"
@@ -643,7 +575,7 @@ async def test_a_restart_changes_nothing(
 
 
 async def test_what_is_damaged_in_the_store_is_listed(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     await publish("summary", "a")
     await publish("summary", "b")
@@ -652,11 +584,11 @@ async def test_what_is_damaged_in_the_store_is_listed(
     assert settings.adapter_store is not None
     (settings.adapter_store / "names" / "other.json").write_text("{")
     (settings.adapter_store / "versions" / _digest("b") / "adapter_config.json").unlink()
-    again = Registry(engine, settings)
+    again = AdapterRegistry(engine, settings)
     await again.open()
-    other, summary = again.list()
+    other, summary = again.names.list()
     assert other.rejected == "its record in the store is damaged: add the adapter again"
-    assert (other.kind, other.live, other.versions) == (None, None, ())
+    assert (other.kind, other.live, other.history) == (None, None, ())
     assert summary.live is None
     refusal = await _refusal(again, "summary")
     assert refusal.message == (
@@ -664,103 +596,110 @@ async def test_what_is_damaged_in_the_store_is_listed(
         "add it again"
     )
     engine.loaded.clear()
-    status = await again.rollback("summary")
+    status = await again.names.rollback("summary")
     assert (_history(status), status.rejected) == ("[a]", None)
     await again.remove("other")
-    assert [status.name for status in again.list()] == ["summary"]
+    assert [status.name for status in again.names.list()] == ["summary"]
     await again.close()
 
 
 async def test_checking_needs_a_started_engine(settings: Settings) -> None:
-    registry = Registry(FakeEngine(), settings)
+    engine = FakeEngine()
+    registry = AdapterRegistry(engine, settings)
     await registry.open()
     with pytest.raises(EngineStarting):
-        await registry.add_upload("summary", [])
+        await Intake(engine, registry, settings).add_upload("summary", [])
     await registry.close()
 
 
 # From files to live.
 
 
-async def test_uploaded(registry: Registry, tmp_path: Path) -> None:
+async def test_uploaded(registry: AdapterRegistry, intake: Intake, tmp_path: Path) -> None:
     files = read_files(write_lora(tmp_path / "lora", ARCHITECTURE.modules))
     uploads = [UploadedFile(name, io.BytesIO(content)) for name, content in files]
-    status = await registry.add_upload("summary", uploads)
-    assert (status.kind, status.versions[0].source) == ("lora", "upload")
+    status = await intake.add_upload("summary", uploads)
+    assert (status.kind, status.history[0].source) == ("lora", "upload")
     async with registry.lease("summary") as adapters:
         assert adapters.lora is not None
         assert adapters.lora.version.digest == status.live
 
 
-async def test_added_from_a_folder(registry: Registry, settings: Settings, tmp_path: Path) -> None:
+async def test_added_from_a_folder(
+    registry: AdapterRegistry, intake: Intake, settings: Settings, tmp_path: Path
+) -> None:
     write_soft_prompt(settings.adapter_dir / "tone", 4, ARCHITECTURE.hidden_size)
-    status = await registry.add_source("polite", "tone")
-    assert (status.kind, status.versions[0].source) == ("soft_prompt", "tone")
+    status = await intake.add_source("polite", "tone")
+    assert (status.kind, status.history[0].source) == ("soft_prompt", "tone")
     write_soft_prompt(tmp_path / "elsewhere", 4, ARCHITECTURE.hidden_size)
     with pytest.raises(AdapterRejected):
-        await registry.add_source("polite", str(tmp_path / "elsewhere"))
+        await intake.add_source("polite", str(tmp_path / "elsewhere"))
 
 
 async def test_added_from_the_hub(
-    registry: Registry, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: AdapterRegistry,
+    intake: Intake,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fetch(repository: HubRepository, into: Path, max_bytes: int) -> str:
         assert max_bytes == settings.max_adapter_bytes
         write_lora(into, ARCHITECTURE.modules)
         return f"{repository.repo_id}@0123"
 
-    monkeypatch.setattr(registry_module, "fetch_hub", fetch)
-    status = await registry.add_source("summary", "org/name", "main")
-    assert status.versions[0].source == "org/name@0123"
+    monkeypatch.setattr(intake_module, "fetch_hub", fetch)
+    status = await intake.add_source("summary", "org/name", "main")
+    assert status.history[0].source == "org/name@0123"
     assert _staged(settings) == []
 
 
 async def test_invalid_files_leave_nothing(
-    registry: Registry, settings: Settings, tmp_path: Path
+    registry: AdapterRegistry, intake: Intake, settings: Settings, tmp_path: Path
 ) -> None:
     folder = write_lora(tmp_path / "lora", ARCHITECTURE.modules, base_model="org/another")
     with pytest.raises(AdapterRejected):
-        await registry.add_folder("summary", folder, "here")
-    assert registry.list() == ()
+        await intake.add_folder("summary", folder, "here")
+    assert registry.names.list() == ()
     assert _on_disk(settings) == ""
     assert _staged(settings) == []
-    status = await registry.add_folder("summary", folder, "here", force=True)
-    assert status.versions[0].version.base_model == "org/another"
+    status = await intake.add_folder("summary", folder, "here", force=True)
+    assert registry.names.store.version(status.digests[0]).base_model == "org/another"
 
 
 # Everything at once.
 
 
 async def test_cancelled_at_any_moment(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     """Leaves the old or the new state; what is live is on disk, and nothing else is."""
     chance = random.Random(3)  # noqa: S311 (it is a test)
     for _ in range(30):
-        before = [status.live for status in registry.list()]
+        before = [status.live for status in registry.names.list()]
         text = chance.choice("abcdef")
         publishing = asyncio.ensure_future(publish("summary", text))
         for _ in range(chance.randrange(40)):
             await asyncio.sleep(0.0001)
         publishing.cancel()
         await asyncio.wait([publishing])
-        live = [status.live for status in registry.list()]
+        live = [status.live for status in registry.names.list()]
         assert live in (before, [_digest(text)])
-        kept = [each.version.digest for status in registry.list() for each in status.versions]
+        kept = [digest for record in registry.names.list() for digest in record.digests]
         assert _on_disk(settings) == "".join(sorted(_texts(kept)))
         assert _staged(settings) == []
     await _settle()
-    assert set(engine.loaded) <= {status.live for status in registry.list()}
+    assert set(engine.loaded) <= {status.live for status in registry.names.list()}
 
 
 async def test_any_order_of_events(
-    registry: Registry, publish: Publish, engine: FakeEngine, settings: Settings
+    registry: AdapterRegistry, publish: Publish, engine: FakeEngine, settings: Settings
 ) -> None:
     """The engine asserts that nothing is unloaded in use or loaded without its files."""
     chance = random.Random(5)  # noqa: S311 (it is a test)
     names = ["one", "two", "three"]
     changes: list[Callable[[str], Awaitable[object]]] = [
-        registry.rollback,
+        registry.names.rollback,
         registry.remove,
         *(partial(publish, text=text) for text in "abcdefgh"),
     ]
@@ -780,7 +719,7 @@ async def test_any_order_of_events(
                     digest = adapters.lora.version.digest
                     for _ in range(chance.randrange(10)):
                         assert digest in engine.loaded
-                        assert registry._store.folder(digest).is_dir()
+                        assert registry.names.store.folder(digest).is_dir()
                         await asyncio.sleep(0.0001)
             await asyncio.sleep(0)
 
@@ -793,4 +732,4 @@ async def test_any_order_of_events(
         with suppress(AdapterNotFound):
             await registry.remove(name)
     await _settle()
-    assert (registry.list(), engine.loaded, _on_disk(settings)) == ((), {}, "")
+    assert (registry.names.list(), engine.loaded, _on_disk(settings)) == ((), {}, "")

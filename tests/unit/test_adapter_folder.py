@@ -5,20 +5,24 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import watchfiles
 from structlog.testing import capture_logs
 
-from app.adapters import store as store_module
-from app.adapters import watcher as watcher_module
-from app.adapters.registry import AdapterStatus, Registry
+from app.adapters.folder import AdapterFolder
+from app.adapters.intake import Intake
+from app.adapters.registry import AdapterRegistry
 from app.adapters.validation import digest_of
 from app.adapters.version import AdapterVersion
-from app.adapters.watcher import FolderWatcher, look_at
 from app.errors import AdapterNotFound, AdapterRejected
 from app.settings import Settings
+from app.versions import store as store_module
+from app.versions import watcher as watcher_module
+from app.versions.records import Record
+from app.versions.watcher import FolderWatcher
 from tests.adapter_files import write_lora, write_soft_prompt
 from tests.fake_engine import ARCHITECTURE, FakeEngine
 
@@ -56,16 +60,22 @@ def adapters(settings: Settings) -> Path:
 
 
 @pytest.fixture
-async def registry(engine: FakeEngine, settings: Settings) -> AsyncIterator[Registry]:
-    registry = Registry(engine, settings)
+async def registry(engine: FakeEngine, settings: Settings) -> AsyncIterator[AdapterRegistry]:
+    registry = AdapterRegistry(engine, settings)
     await registry.open()
     yield registry
     await registry.close()
 
 
+@pytest.fixture
+def intake(engine: FakeEngine, registry: AdapterRegistry, settings: Settings) -> Intake:
+    return Intake(engine, registry, settings)
+
+
 @asynccontextmanager
-async def watching(registry: Registry, settings: Settings) -> AsyncIterator[FolderWatcher]:
-    watcher = FolderWatcher(registry, settings.adapter_dir, settings.adapter_root)
+async def watching(intake: Intake, settings: Settings) -> AsyncIterator[FolderWatcher]:
+    folder = AdapterFolder(intake, settings.adapter_dir, settings.adapter_root)
+    watcher = FolderWatcher(intake.registry.names, folder)
     running = asyncio.create_task(watcher.run())
     try:
         yield watcher
@@ -85,19 +95,19 @@ async def _until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-def _get(registry: Registry, name: str) -> AdapterStatus | None:
+def _get(registry: AdapterRegistry, name: str) -> Record | None:
     try:
-        return registry.get(name)
+        return registry.names.get(name)
     except AdapterNotFound:
         return None
 
 
-def _live(registry: Registry, name: str) -> str | None:
+def _live(registry: AdapterRegistry, name: str) -> str | None:
     status = _get(registry, name)
     return None if status is None else status.live
 
 
-def _rejected(registry: Registry, name: str) -> str | None:
+def _rejected(registry: AdapterRegistry, name: str) -> str | None:
     status = _get(registry, name)
     return None if status is None else status.rejected
 
@@ -117,7 +127,7 @@ async def _looked_at(watcher: FolderWatcher, times: int = 3) -> None:
     watcher._scan = scan  # type: ignore[method-assign]
 
 
-async def _changed_to(registry: Registry, name: str, before: str | None) -> str:
+async def _changed_to(registry: AdapterRegistry, name: str, before: str | None) -> str:
     await _until(lambda: _live(registry, name) not in {None, before})
     live = _live(registry, name)
     assert live is not None
@@ -128,66 +138,69 @@ async def _changed_to(registry: Registry, name: str, before: str | None) -> str:
 
 
 async def test_what_is_there_at_the_start(
-    registry: Registry, settings: Settings, adapters: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
 ) -> None:
     _write(adapters / "summary")
     write_soft_prompt(adapters / "tone", 4, ARCHITECTURE.hidden_size)
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         await _until(lambda: _live(registry, "summary") and _live(registry, "tone"))
-    summary, tone = registry.list()
+    summary, tone = registry.names.list()
     assert (summary.kind, tone.kind) == ("lora", "soft_prompt")
-    assert summary.versions[0].source == "adapter_dir"
+    assert summary.history[0].source == "adapter_dir"
 
 
-async def test_the_folder_comes_later(registry: Registry, settings: Settings) -> None:
-    async with watching(registry, settings) as watcher:
+async def test_the_folder_comes_later(
+    intake: Intake, registry: AdapterRegistry, settings: Settings
+) -> None:
+    async with watching(intake, settings) as watcher:
         await _looked_at(watcher)
         _write(settings.adapter_dir / "summary")
         await _until(lambda: _live(registry, "summary"))
 
 
 async def test_moved_there(
-    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path, tmp_path: Path
 ) -> None:
-    async with watching(registry, settings) as watcher:
+    async with watching(intake, settings) as watcher:
         await _looked_at(watcher)
         _write(tmp_path / "elsewhere").rename(adapters / "summary")
         await _until(lambda: _live(registry, "summary"))
 
 
 async def test_written_under_another_name_first(
-    registry: Registry, settings: Settings, adapters: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
 ) -> None:
     _write(adapters / "summary")
     weights = adapters / "summary" / "adapter_model.safetensors"
     partial = weights.rename(weights.with_name("adapter_model.safetensors.tmp"))
-    async with watching(registry, settings) as watcher:
+    async with watching(intake, settings) as watcher:
         await asyncio.sleep(0.3)
-        assert registry.list() == ()
+        assert registry.names.list() == ()
         assert watcher._waiting
         partial.rename(weights)
         await _until(lambda: _live(registry, "summary"))
 
 
 async def test_a_copy_that_takes_its_time(
-    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path, tmp_path: Path
 ) -> None:
     whole = _write(tmp_path / "whole")
     content = (whole / "adapter_model.safetensors").read_bytes()
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         (adapters / "summary").mkdir()
         with (adapters / "summary" / "adapter_model.safetensors").open("wb") as copy:
             for start in range(0, len(content), 200):
                 copy.write(content[start : start + 200])
                 copy.flush()
                 await asyncio.sleep(0.05)
-                assert registry.list() == ()
+                assert registry.names.list() == ()
         shutil.copy(whole / "adapter_config.json", adapters / "summary")
         await _until(lambda: _live(registry, "summary"))
 
 
 async def test_a_copy_that_stopped(
-    registry: Registry,
+    intake: Intake,
+    registry: AdapterRegistry,
     settings: Settings,
     adapters: Path,
     tmp_path: Path,
@@ -198,7 +211,7 @@ async def test_a_copy_that_stopped(
     content = (whole / "adapter_model.safetensors").read_bytes()
     folder = adapters / "summary"
     folder.mkdir()
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         (folder / "adapter_model.safetensors").write_bytes(content[:-1])
         await _until(
             lambda: (
@@ -220,7 +233,7 @@ async def test_a_copy_that_stopped(
 
 
 async def test_what_is_not_an_adapter_is_ignored(
-    registry: Registry, settings: Settings, adapters: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
 ) -> None:
     (adapters / "README.md").write_text("Adapters go here.")
     (adapters / "notes").mkdir()
@@ -228,32 +241,34 @@ async def test_what_is_not_an_adapter_is_ignored(
     _write(adapters / ".hidden")
     _write(adapters / "not a name")
     with capture_logs() as logs:
-        async with watching(registry, settings) as watcher:
+        async with watching(intake, settings) as watcher:
             await _looked_at(watcher)
-    assert registry.list() == ()
+    assert registry.names.list() == ()
     warnings = [entry for entry in logs if entry["log_level"] == "warning"]
-    assert [entry["folder"] for entry in warnings] == ["not a name"]
+    assert [entry["found"] for entry in warnings] == ["not a name"]
 
 
 # What changes.
 
 
-async def test_changed(registry: Registry, settings: Settings, adapters: Path) -> None:
+async def test_changed(
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
+) -> None:
     _write(adapters / "summary")
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         first = await _changed_to(registry, "summary", None)
         _write(adapters / "summary", seed=1)
         second = await _changed_to(registry, "summary", first)
-        assert [each.version.digest for each in registry.get("summary").versions] == [second, first]
+        assert registry.names.get("summary").digests == (second, first)
 
 
 async def test_changed_to_what_is_invalid_and_back(
-    registry: Registry, settings: Settings, adapters: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
 ) -> None:
     _write(adapters / "summary")
     config = adapters / "summary" / "adapter_config.json"
     content = config.read_text()
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         live = await _changed_to(registry, "summary", None)
         config.write_text("{}")
         await _until(lambda: _rejected(registry, "summary"))
@@ -264,24 +279,25 @@ async def test_changed_to_what_is_invalid_and_back(
 
 
 async def test_invalid_from_the_start(
-    registry: Registry, settings: Settings, adapters: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
 ) -> None:
     _write(adapters / "summary")
     (adapters / "summary" / "adapter_config.json").write_text("{}")
-    async with watching(registry, settings):
-        await _until(registry.list)
-        (status,) = registry.list()
-        assert (status.kind, status.live, status.versions) == (None, None, ())
+    async with watching(intake, settings):
+        await _until(registry.names.list)
+        (status,) = registry.names.list()
+        assert (status.kind, status.live, status.history) == (None, None, ())
         assert status.rejected
         with pytest.raises(AdapterNotFound, match="summary is not served"):
             async with registry.lease("summary"):
                 pass
         shutil.rmtree(adapters / "summary")
-        await _until(lambda: registry.list() == ())
+        await _until(lambda: registry.names.list() == ())
 
 
 async def test_the_engine_rejects_it(
-    registry: Registry,
+    intake: Intake,
+    registry: AdapterRegistry,
     engine: FakeEngine,
     settings: Settings,
     adapters: Path,
@@ -291,7 +307,7 @@ async def test_the_engine_rejects_it(
         raise AdapterRejected("the engine says no")
 
     _write(adapters / "summary")
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         live = await _changed_to(registry, "summary", None)
         monkeypatch.setattr(engine, "load_adapter", refuse)
         _write(adapters / "summary", seed=1)
@@ -300,10 +316,14 @@ async def test_the_engine_rejects_it(
 
 
 async def test_changed_while_it_is_read(
-    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+    intake: Intake,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was read is neither published nor rejected; the next look decides."""
-    staged = registry.staged
+    staged = intake.staged
     seeds = iter([1, 2])
 
     @asynccontextmanager
@@ -317,14 +337,14 @@ async def test_changed_while_it_is_read(
                 raise AdapterRejected("it looked damaged")
             yield found
 
-    monkeypatch.setattr(registry, "staged", change_meanwhile)
+    monkeypatch.setattr(intake, "staged", change_meanwhile)
     _write(adapters / "summary")
     with capture_logs() as logs:
-        async with watching(registry, settings):
+        async with watching(intake, settings):
             await _until(lambda: _live(registry, "summary"))
     assert [entry for entry in logs if entry["log_level"] == "warning"] == []
-    status = registry.get("summary")
-    assert len(status.versions) == 1
+    status = registry.names.get("summary")
+    assert len(status.history) == 1
     assert status.rejected is None
     assert status.live == digest_of(adapters / "summary")
 
@@ -332,9 +352,11 @@ async def test_changed_while_it_is_read(
 # What goes.
 
 
-async def test_removed_and_back(registry: Registry, settings: Settings, adapters: Path) -> None:
+async def test_removed_and_back(
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
+) -> None:
     _write(adapters / "summary")
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         live = await _changed_to(registry, "summary", None)
         async with registry.lease("summary"):
             (adapters / "summary").rename(adapters / ".summary")
@@ -342,29 +364,37 @@ async def test_removed_and_back(registry: Registry, settings: Settings, adapters
         with pytest.raises(AdapterNotFound, match="its folder is gone"):
             async with registry.lease("summary"):
                 pass
-        assert [each.version.digest for each in registry.get("summary").versions] == [live]
+        assert registry.names.get("summary").digests == (live,)
         (adapters / ".summary").rename(adapters / "summary")
         await _until(lambda: _live(registry, "summary") == live)
 
 
 async def test_removed_while_the_server_was_down(
-    registry: Registry, engine: FakeEngine, settings: Settings, adapters: Path
+    intake: Intake,
+    registry: AdapterRegistry,
+    engine: FakeEngine,
+    settings: Settings,
+    adapters: Path,
 ) -> None:
     _write(adapters / "summary")
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         await _until(lambda: _live(registry, "summary"))
     shutil.rmtree(adapters / "summary")
     assert _live(registry, "summary")
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         await _until(lambda: _live(registry, "summary") is None)
 
 
 async def test_replaced_without_a_gap(
-    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+    intake: Intake,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watcher_module, "GONE_SECONDS", 20)
     _write(adapters / "summary")
-    async with watching(registry, settings) as watcher:
+    async with watching(intake, settings) as watcher:
         first = await _changed_to(registry, "summary", None)
         shutil.rmtree(adapters / "summary")
         await _until(lambda: "summary" in watcher._waiting)
@@ -376,28 +406,29 @@ async def test_replaced_without_a_gap(
 
 
 async def test_what_an_operator_published_outlasts_the_folder(
-    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path, tmp_path: Path
 ) -> None:
     _write(adapters / "other")
     _write(adapters / "same")
-    before = await registry.add_folder("before", _write(tmp_path / "before"), "put")
-    async with watching(registry, settings):
+    before = await intake.add_folder("before", _write(tmp_path / "before"), "put")
+    async with watching(intake, settings):
         await _until(lambda: _live(registry, "other") and _live(registry, "same"))
-        other = await registry.add_folder("other", _write(tmp_path / "put", seed=1), "put")
-        same = await registry.add_folder("same", adapters / "same", "put")
+        other = await intake.add_folder("other", _write(tmp_path / "put", seed=1), "put")
+        same = await intake.add_folder("same", adapters / "same", "put")
         shutil.copytree(tmp_path / "before", adapters / "before")
-        await _until(lambda: len(registry.watched()) == 3)
+        await _until(lambda: len(registry.names.watched()) == 3)
         for name in ("before", "other", "same"):
             shutil.rmtree(adapters / name)
-        await _until(lambda: not registry.watched())
-    assert list(registry.list()) == [before, other, same]
+        await _until(lambda: not registry.names.watched())
+    unwatched = [replace(each, watched=None) for each in (before, other, same)]
+    assert list(registry.names.list()) == unwatched
 
 
 async def test_a_missing_folder_retires_nothing(
-    registry: Registry, settings: Settings, adapters: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
 ) -> None:
     _write(adapters / "summary")
-    async with watching(registry, settings) as watcher:
+    async with watching(intake, settings) as watcher:
         live = await _changed_to(registry, "summary", None)
         shutil.move(adapters, adapters.with_name("unmounted"))
         await _looked_at(watcher)
@@ -413,27 +444,33 @@ async def test_a_missing_folder_retires_nothing(
 
 @pytest.mark.parametrize("touched", [False, True])
 async def test_a_restart_keeps_what_an_operator_did(
-    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path, touched: bool
+    intake: Intake,
+    engine: FakeEngine,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    tmp_path: Path,
+    touched: bool,
 ) -> None:
     names = ("rolled-back", "removed", "put")
     for name in names:
         _write(adapters / name)
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         await _until(lambda: all(_live(registry, name) for name in names))
         first = _live(registry, "rolled-back")
         _write(adapters / "rolled-back", seed=1)
         await _changed_to(registry, "rolled-back", first)
-    await registry.rollback("rolled-back")
+    await registry.names.rollback("rolled-back")
     await registry.remove("removed")
-    put = await registry.add_folder("put", _write(tmp_path / "put", seed=2), "put")
+    put = await intake.add_folder("put", _write(tmp_path / "put", seed=2), "put")
     await registry.close()
     if touched:
         for name in names:
             os.utime(adapters / name / "adapter_config.json")
-    again = Registry(registry._engine, settings)
-    registry._engine.loaded.clear()  # type: ignore[attr-defined]
+    again = AdapterRegistry(engine, settings)
+    engine.loaded.clear()
     await again.open()
-    async with watching(again, settings) as watcher:
+    async with watching(Intake(engine, again, settings), settings) as watcher:
         await _looked_at(watcher)
         assert _live(again, "rolled-back") == first
         assert _get(again, "removed") is None
@@ -446,18 +483,22 @@ async def test_a_restart_keeps_what_an_operator_did(
 
 
 async def test_what_was_damaged_in_the_store_is_published_again(
-    registry: Registry, engine: FakeEngine, settings: Settings, adapters: Path
+    intake: Intake,
+    registry: AdapterRegistry,
+    engine: FakeEngine,
+    settings: Settings,
+    adapters: Path,
 ) -> None:
     _write(adapters / "summary")
-    async with watching(registry, settings):
+    async with watching(intake, settings):
         live = await _changed_to(registry, "summary", None)
     await registry.close()
-    (registry._store.folder(live) / "adapter_config.json").unlink()
+    (registry.names.store.folder(live) / "adapter_config.json").unlink()
     engine.loaded.clear()
-    again = Registry(engine, settings)
+    again = AdapterRegistry(engine, settings)
     await again.open()
     assert _live(again, "summary") is None
-    async with watching(again, settings):
+    async with watching(Intake(engine, again, settings), settings):
         await _until(lambda: _live(again, "summary") == live)
     assert _rejected(again, "summary") is None
     await again.close()
@@ -467,16 +508,16 @@ async def test_what_was_damaged_in_the_store_is_published_again(
 
 
 async def test_links(
-    registry: Registry, settings: Settings, adapters: Path, tmp_path: Path
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path, tmp_path: Path
 ) -> None:
     _write(tmp_path / "root" / "inside")
     _write(tmp_path / "elsewhere" / "outside")
     (adapters / "inside").symlink_to(tmp_path / "root" / "inside")
     (adapters / "outside").symlink_to(tmp_path / "elsewhere" / "outside")
     (adapters / "nowhere").symlink_to(tmp_path / "nowhere")
-    async with watching(registry, settings):
-        await _until(lambda: len(registry.list()) == 2)
-        inside, outside = registry.list()
+    async with watching(intake, settings):
+        await _until(lambda: len(registry.names.list()) == 2)
+        inside, outside = registry.names.list()
         assert inside.live
         assert outside.rejected == (
             "its folder is a link that leads outside: link to a folder below --adapter-dir or an "
@@ -495,11 +536,15 @@ async def test_links(
 
 
 async def test_a_failure_of_one_harms_no_other(
-    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+    intake: Intake,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     publish = registry.publish
 
-    async def fail(name: str, *arguments: object, **more: object) -> AdapterStatus:
+    async def fail(name: str, *arguments: object, **more: object) -> Record:
         if name == "bad":
             raise RuntimeError("a bug")
         return await publish(name, *arguments, **more)  # type: ignore[arg-type]
@@ -508,7 +553,7 @@ async def test_a_failure_of_one_harms_no_other(
     monkeypatch.setattr(watcher_module, "RETRY_SECONDS", 0.1)
     _write(adapters / "bad")
     with capture_logs() as logs:
-        async with watching(registry, settings):
+        async with watching(intake, settings):
             await _until(lambda: any(entry.get("exc_info") for entry in logs))
             _write(adapters / "good")
             await _until(lambda: _live(registry, "good"))
@@ -517,7 +562,11 @@ async def test_a_failure_of_one_harms_no_other(
 
 
 async def test_a_look_that_fails_is_tried_again(
-    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+    intake: Intake,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*arguments: object) -> None:
         raise PermissionError
@@ -525,21 +574,25 @@ async def test_a_look_that_fails_is_tried_again(
     monkeypatch.setattr(watcher_module, "RETRY_SECONDS", 0.05)
     _write(adapters / "summary")
     with monkeypatch.context() as patch, capture_logs() as logs:
-        patch.setattr(watcher_module, "look_around", fail)
-        async with watching(registry, settings):
+        patch.setattr(AdapterFolder, "look_around", fail)
+        async with watching(intake, settings):
             await _until(lambda: len(logs) > 1)
             patch.undo()
             await _until(lambda: _live(registry, "summary"))
 
 
 async def test_without_events(
-    registry: Registry, settings: Settings, adapters: Path, monkeypatch: pytest.MonkeyPatch
+    intake: Intake,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*arguments: object, **more: object) -> None:
         raise OSError("inotify watch limit reached")
 
     monkeypatch.setattr(watchfiles, "awatch", fail)
-    async with watching(registry, settings) as watcher:
+    async with watching(intake, settings) as watcher:
         await _looked_at(watcher)
         _write(adapters / "summary")
         await _until(lambda: _live(registry, "summary"))
@@ -548,23 +601,25 @@ async def test_without_events(
 # The completeness of a file, by its size alone.
 
 
-def _missing(folder: Path, content: bytes) -> str | None:
+def _missing(intake: Intake, folder: Path, content: bytes) -> str | None:
     (folder / "adapter_model.safetensors").write_bytes(content)
-    return look_at(folder, [], None).missing
+    return AdapterFolder(intake, folder.parent).look_at(folder.name, None).missing
 
 
-def test_complete(tmp_path: Path) -> None:
+def test_complete(intake: Intake, tmp_path: Path) -> None:
     _write(tmp_path)
     content = (tmp_path / "adapter_model.safetensors").read_bytes()
-    assert _missing(tmp_path, content) is None
+    assert _missing(intake, tmp_path, content) is None
     for size in (0, 7, 8, 9, 200, len(content) - 1):
-        assert _missing(tmp_path, content[:size]) is not None
+        assert _missing(intake, tmp_path, content[:size]) is not None
 
 
 @pytest.mark.parametrize(
     "header", [b"[]", b"1", b"{", b'{"a": 1}', b'{"a": {"data_offsets": 1}}', b"\xff", b"null"]
 )
-def test_what_makes_no_sense_is_for_validation(tmp_path: Path, header: bytes) -> None:
+def test_what_makes_no_sense_is_for_validation(
+    intake: Intake, tmp_path: Path, header: bytes
+) -> None:
     _write(tmp_path)
-    assert _missing(tmp_path, len(header).to_bytes(8, "little") + header) is None
-    assert _missing(tmp_path, b"\xff" * 100) is None
+    assert _missing(intake, tmp_path, len(header).to_bytes(8, "little") + header) is None
+    assert _missing(intake, tmp_path, b"\xff" * 100) is None

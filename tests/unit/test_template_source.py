@@ -18,17 +18,17 @@ query_format: "{{ text }}:"
 """
 
 
-def read(folder: Path, text: str, **files: str) -> Template | TemplateRejected:
+def read(folder: Path, text: str, **files: str) -> Template:
     (folder / "a.yaml").write_text(text)
     for name, content in files.items():
         (folder / f"{name}.jsonl").write_text(content)
-    return read_template(folder / "a.yaml")[1]
+    return read_template(folder / "a.yaml")
 
 
 def rejected(folder: Path, text: str, **files: str) -> str:
-    error = read(folder, text, **files)
-    assert isinstance(error, TemplateRejected)
-    return error.message
+    with pytest.raises(TemplateRejected) as raised:
+        read(folder, text, **files)
+    return raised.value.message
 
 
 def test_a_template(tmp_path: Path) -> None:
@@ -115,7 +115,8 @@ def test_wrong_fields(tmp_path: Path, text: str, message: str) -> None:
 
 def test_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
-    assert isinstance(read_template(tmp_path / "pipe.yaml")[1], TemplateRejected)
+    with pytest.raises(TemplateRejected):
+        read_template(tmp_path / "pipe.yaml")
     (tmp_path / "link.yaml").symlink_to("/etc/passwd")
     with pytest.raises(OSError, match="symbolic"):
         read_template(tmp_path / "link.yaml")

@@ -1,6 +1,6 @@
-"""The private store on disk: immutable versions, and a record for each name.
+"""Versions on disk: immutable folders, and a record for each name.
 
-    versions/<digest>/{adapter_config.json, adapter_model.safetensors, version.json}
+    versions/<digest>/{the version's files, version.json}
     names/<name>.json
     staging/
 
@@ -9,7 +9,6 @@ goes leaves by one. So the process may be killed at any moment: what lies outsid
 whole, and `staging/` is emptied when the store is opened.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -18,20 +17,16 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 from filelock import FileLock, Timeout
-from platformdirs import user_data_path
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, create_model
 
-from app.adapters.version import AdapterVersion
-from app.engine.model import default as default_model
 from app.errors import StartError
-from app.settings import Settings
-from app.versions.history import Entry, Watched
-from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterKind
+from app.versions.records import Record, restored
 
 log = structlog.get_logger(__name__)
 
@@ -39,62 +34,40 @@ VERSION_FILE = "version.json"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What the store knows of a name.
-
-    `live` is None for a name that is not served. `damaged` says what of it was lost on disk; it is
-    found out anew whenever the store is opened.
-    """
-
-    name: str
-    kind: AdapterKind | None = None
-    live: str | None = None
-    history: tuple[Entry, ...] = ()
-    watched: Watched | None = None
-    damaged: str | None = None
+class Version(Protocol):
+    """What is known of a version: its digest, and whatever its owner wants to know."""
 
     @property
-    def digests(self) -> tuple[str, ...]:
-        return tuple(entry.digest for entry in self.history)
+    def digest(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _VersionFile:
-    version: AdapterVersion
-    sizes: dict[str, int]
+V = TypeVar("V", bound=Version)
 
 
 _RECORD = TypeAdapter(Record)
-_VERSION_FILE = TypeAdapter(_VersionFile)
 
 
 class _Damaged(Exception):
     """A file of the store is not what was written."""
 
 
-def store_folder(settings: Settings) -> Path:
-    """Where the store is: adapters fit one model, so without a setting each model has its own."""
-    if settings.adapter_store is not None:
-        return settings.adapter_store.expanduser()
-    parent = user_data_path("softserve") / "adapters"
-    if settings.model is None:
-        return parent / default_model.NAME
-    path = Path(settings.model).expanduser()
-    model = str(path.resolve()) if path.is_dir() else settings.model
-    # The last part for the eyes, the hash because two models may share it.
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", Path(model).name)
-    return parent / f"{readable}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+class Store(Generic[V]):
+    """One server's store of adapters, or of templates: `noun` says which.
 
-
-class Store:
-    """One server's store. Its methods block and may be called from any thread.
-
-    The caller orders the changes of one name.
+    `files` are those of a version, and `version_type` is what pydantic reads of `version.json`.
+    Methods block and may be called from any thread. The caller orders the changes of one name.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, noun: str, version_type: type[V], files: tuple[str, ...] = ()
+    ) -> None:
         self._folder = folder.absolute()
+        self.noun = noun
+        # pydantic has no generic models over a protocol.
+        self._version_file: Any = create_model(
+            "VersionFile", version=(version_type, ...), sizes=(dict[str, int], ...)
+        )
+        self._files = files
         self._names = self._folder / "names"
         self._versions = self._folder / "versions"
         self._staging = self._folder / "staging"
@@ -103,7 +76,7 @@ class Store:
         # Over what follows, and held for renames at most: the event loop takes it too.
         self._mutex = threading.Lock()
         self._records: dict[str, Record] = {}
-        self._known: dict[str, AdapterVersion] = {}
+        self._known: dict[str, V] = {}
         self._pins: Counter[str] = Counter()
 
     def open(self) -> None:
@@ -125,14 +98,15 @@ class Store:
                 self.collect(path.name for path in list(self._versions.iterdir()))
         except Timeout as error:
             raise StartError(
-                f"another server uses the adapter store {self._folder}: stop it, or give this one "
-                "a store of its own with --adapter-store"
+                f"another server uses the {self.noun} store {self._folder}: stop it, or give "
+                "this one a store of its own with --adapter-store"
             ) from error
         except OSError as error:
             self._lock.release()
             raise StartError(
-                f"the adapter store {self._folder} cannot be written ({error.strerror or error}): "
-                "check its permissions, or choose another with --adapter-store"
+                f"the {self.noun} store {self._folder} cannot be written "
+                f"({error.strerror or error}): check its permissions, or choose another with "
+                "--adapter-store"
             ) from error
 
     def close(self) -> None:
@@ -152,7 +126,7 @@ class Store:
     def folder(self, digest: str) -> Path:
         return self._versions / digest
 
-    def version(self, digest: str) -> AdapterVersion:
+    def version(self, digest: str) -> V:
         """A version that is in the store."""
         return self._known[digest]
 
@@ -181,18 +155,18 @@ class Store:
     def is_pinned(self, digest: str) -> bool:
         return digest in self._pins
 
-    def add(self, staged: Path, version: AdapterVersion) -> None:
+    def add(self, staged: Path, version: V) -> None:
         """Take a staged folder in as a version, unless it is there. Pin the digest before."""
-        sizes = {name: (staged / name).stat().st_size for name in (CONFIG_FILE, WEIGHTS_FILE)}
-        content = _VERSION_FILE.dump_json(_VersionFile(version, sizes), indent=2)
-        (staged / VERSION_FILE).write_bytes(content)
-        for name in (*sizes, VERSION_FILE):
+        sizes = {name: (staged / name).stat().st_size for name in self._files}
+        content = self._version_file(version=version, sizes=sizes)
+        (staged / VERSION_FILE).write_text(content.model_dump_json(exclude_defaults=True))
+        for name in (*self._files, VERSION_FILE):
             (staged / name).chmod(0o444)
             _sync(staged / name)
         _sync(staged)
         target = self.folder(version.digest)
         with self._mutex:
-            if version.digest in self._known and _is_intact(target):
+            if version.digest in self._known and self._is_intact(target):
                 return
             if target.exists():
                 target.rename(staged.with_name(f"{staged.name}.damaged"))
@@ -200,23 +174,21 @@ class Store:
             self._known[version.digest] = version
         _sync(self._versions)
 
-    def save_record(self, record: Record) -> None:
-        """Make this the record of its name, durably."""
-        with self.staging() as folder:
-            written = folder / "record.json"
-            written.write_bytes(_RECORD.dump_json(record, exclude={"damaged"}, indent=2))
-            _sync(written)
-            written.replace(self._record_file(record.name))
+    def save(self, record: Record) -> None:
+        """Make this the record of its name, durably; an empty one is forgotten."""
+        if record.is_empty:
+            self._record_file(record.name).unlink(missing_ok=True)
+        else:
+            with self.staging() as folder:
+                written = folder / "record.json"
+                written.write_bytes(_RECORD.dump_json(record, exclude={"damaged"}, indent=2))
+                _sync(written)
+                written.replace(self._record_file(record.name))
         _sync(self._names)
         with self._mutex:
             self._records[record.name] = record
-
-    def delete_record(self, name: str) -> None:
-        """Forget a name, durably."""
-        self._record_file(name).unlink(missing_ok=True)
-        _sync(self._names)
-        with self._mutex:
-            self._records.pop(name, None)
+            if record.is_empty:
+                del self._records[record.name]
 
     def collect(self, digests: Iterable[str]) -> None:
         """Delete those of these versions that no history has and nobody has pinned."""
@@ -232,63 +204,49 @@ class Store:
     def _record_file(self, name: str) -> Path:
         return self._names / f"{name}.json"
 
-    def _read_versions(self) -> dict[str, AdapterVersion]:
+    def _read_versions(self) -> dict[str, V]:
         versions = {}
         for folder in self._versions.iterdir():
             try:
-                versions[folder.name] = _read_version(folder)
+                versions[folder.name] = self._read_version(folder)
             except (_Damaged, OSError) as error:
-                log.warning("damaged version in the adapter store", folder=str(folder), why=error)
+                log.warning(
+                    f"damaged version in the {self.noun} store", folder=str(folder), why=error
+                )
         return versions
 
     def _read_records(self) -> dict[str, Record]:
-        return {
-            file.stem: self._read_record(file)
-            for file in self._names.iterdir()
-            if file.suffix == ".json"
-        }
+        files = (file for file in self._names.iterdir() if file.suffix == ".json")
+        return {file.stem: self._read_record(file) for file in files}
 
     def _read_record(self, file: Path) -> Record:
         try:
             record = _RECORD.validate_json(file.read_bytes())
         except (ValidationError, OSError) as error:
-            log.warning("damaged record in the adapter store", file=str(file), why=error)
-            return Record(
-                file.stem, damaged="its record in the store is damaged: add the adapter again"
-            )
-        history = tuple(entry for entry in record.history if entry.digest in self._known)
-        if record.live is None or record.live in self._known:
-            return replace(record, name=file.stem, history=history)
-        # Forgetting what was watched has the folder published again, if it is still there.
-        return replace(
-            record,
-            name=file.stem,
-            live=None,
-            history=history,
-            watched=None,
-            damaged=f"its live version {record.live[:12]} is damaged in the store: add it again",
-        )
+            log.warning(f"damaged record in the {self.noun} store", file=str(file), why=error)
+            lost = f"its record in the store is damaged: add the {self.noun} again"
+            return Record(file.stem, damaged=lost)
+        return restored(replace(record, name=file.stem), self._known.__contains__)
 
+    def _read_version(self, folder: Path) -> V:
+        try:
+            content = self._version_file.model_validate_json((folder / VERSION_FILE).read_bytes())
+        except ValidationError as error:
+            raise _Damaged(f"{VERSION_FILE} cannot be read") from error
+        if DIGEST.fullmatch(folder.name) is None or content.version.digest != folder.name:
+            raise _Damaged(f"{VERSION_FILE} is of another version")
+        for name in self._files:
+            if (folder / name).stat().st_size != content.sizes.get(name):
+                raise _Damaged(f"{name} does not have the size that was written")
+        version: V = content.version
+        return version
 
-def _read_version(folder: Path) -> AdapterVersion:
-    try:
-        content = _VERSION_FILE.validate_json((folder / VERSION_FILE).read_bytes())
-    except ValidationError as error:
-        raise _Damaged(f"{VERSION_FILE} cannot be read") from error
-    if DIGEST.fullmatch(folder.name) is None or content.version.digest != folder.name:
-        raise _Damaged(f"{VERSION_FILE} is of another version")
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if (folder / name).stat().st_size != content.sizes.get(name):
-            raise _Damaged(f"{name} does not have the size that was written")
-    return content.version
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        _read_version(folder)
-    except (_Damaged, OSError):
-        return False
-    return True
+    def _is_intact(self, folder: Path) -> bool:
+        try:
+            self._read_version(folder)
+        except (_Damaged, OSError):
+            return False
+        return True
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,118 @@
+"""The watched folder of adapters: a subfolder is an adapter, its name is the name."""
+
+import json
+import os
+import struct
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from app.adapters.archive import stage_folder
+from app.adapters.intake import Intake
+from app.adapters.sources import is_below
+from app.errors import AdapterError
+from app.versions.records import Watched
+from app.versions.watcher import GONE, Found, Look
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
+
+MAX_HEADER_BYTES = 16 << 20
+FROM_WATCHED_FOLDER = "adapter_dir"
+
+
+class AdapterFolder:
+    """Subfolders with an adapter's files.
+
+    Links are followed to folders below the watched one and below `roots`.
+    """
+
+    rejections = AdapterError
+
+    def __init__(self, intake: Intake, folder: Path, roots: Sequence[Path] = ()) -> None:
+        self._intake = intake
+        self.folder = folder
+        self._roots = (folder, *roots)
+
+    def look_around(self, acted_upon: Mapping[str, str]) -> dict[str, Look]:
+        with os.scandir(self.folder) as entries:
+            names = [each.name for each in entries if not each.name.startswith(".")]
+        looks = {name: self.look_at(name, acted_upon.get(name)) for name in names}
+        return {name: look for name, look in looks.items() if look != GONE}
+
+    def look_at(self, name: str, acted_upon: str | None) -> Look:
+        folder = self.folder / name
+        try:
+            signature = _signature(folder)
+            if signature is None or signature == acted_upon:
+                return Look(signature)
+            if folder.is_symlink() and not is_below(folder, self._roots):
+                return Look(
+                    signature,
+                    refusal="its folder is a link that leads outside: link to a folder below "
+                    "--adapter-dir or an --adapter-root",
+                )
+            return Look(signature, missing=_missing(folder))
+        except OSError as error:
+            reason = f"its files cannot be read ({error.strerror}): check their permissions"
+            return Look(f"unreadable: {error.strerror}", refusal=reason)
+
+    @asynccontextmanager
+    async def read(self, name: str) -> AsyncIterator[Found]:
+        folder = (self.folder / name).resolve()
+        async with self._intake.staged(partial(stage_folder, folder)) as (staged, version):
+
+            async def publish(watched: Watched) -> None:
+                await self._intake.registry.publish(
+                    name, staged, version, FROM_WATCHED_FOLDER, watched=watched
+                )
+
+            yield Found(version.digest, publish)
+
+
+def _signature(folder: Path) -> str | None:
+    """Tells the content of a subfolder without reading it; None if it has no adapter's files."""
+    parts = [_file_signature(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    if not any(parts):
+        return None
+    # A link that leads elsewhere now has changed, whatever it leads to.
+    target = str(folder.readlink()) if folder.is_symlink() else ""
+    return " ".join([*parts, target])
+
+
+def _file_signature(file: Path) -> str:
+    try:
+        status = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _missing(folder: Path) -> str | None:
+    """What a copy still has to bring, None if it is complete as far as the sizes tell."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).exists():
+            return f"its folder has no {name}: copy it there"
+    if _is_truncated(folder / WEIGHTS_FILE):
+        return f"its {WEIGHTS_FILE} is shorter than its header says: copy it again"
+    return None
+
+
+def _is_truncated(file: Path) -> bool:
+    """Whether a safetensors file ends early. A header that makes no sense is for validation."""
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        if size < 8:
+            return True
+        (header_size,) = struct.unpack("<Q", content.read(8))
+        if header_size > MAX_HEADER_BYTES:
+            return False
+        if size < 8 + header_size:
+            return True
+        try:
+            header = json.loads(content.read(header_size))
+            ends = [
+                each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"
+            ]
+            return bool(size < 8 + header_size + max(ends, default=0))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False

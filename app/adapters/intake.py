@@ -1,0 +1,75 @@
+"""Taking adapters in: from an upload, a folder or the hub to a checked version in staging."""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from app.adapters.archive import UploadedFile, stage_files, stage_folder
+from app.adapters.registry import AdapterRegistry
+from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
+from app.adapters.validation import validate
+from app.adapters.version import AdapterVersion
+from app.engine.protocol import Engine
+from app.settings import Settings
+from app.versions.disk import in_thread
+from app.versions.records import FROM_UPLOAD, Record
+
+
+class Intake:
+    """What adds adapters to a registry. Every way in is checked alike."""
+
+    def __init__(self, engine: Engine, registry: AdapterRegistry, settings: Settings) -> None:
+        self._engine = engine
+        self.registry = registry
+        self._settings = settings
+
+    async def add_upload(
+        self, name: str, files: Iterable[UploadedFile], *, force: bool = False
+    ) -> Record:
+        """Check uploaded files and make them the live version of `name`.
+
+        Raises:
+            InvalidRequest: no such name can be.
+            AdapterRejected: the files are not an adapter that this server can run.
+            AdapterConflict: the name is live as another kind.
+        """
+        self.registry.names.check(name)
+        async with self.staged(partial(stage_files, files), force=force) as (folder, version):
+            return await self.registry.publish(name, folder, version, FROM_UPLOAD)
+
+    async def add_folder(
+        self, name: str, folder: Path, source: str, *, force: bool = False
+    ) -> Record:
+        """Check a folder and make its files the live version. Raises as `add_upload` does."""
+        self.registry.names.check(name)
+        async with self.staged(partial(stage_folder, folder), force=force) as (staged, version):
+            return await self.registry.publish(name, staged, version, source)
+
+    async def add_source(
+        self, name: str, source: str, revision: str | None = None, *, force: bool = False
+    ) -> Record:
+        """As `add_folder`, from a folder below the permitted ones or from a hub repository."""
+        self.registry.names.check(name)
+        roots = (self._settings.adapter_dir, *self._settings.adapter_root)
+        found = await in_thread(resolve_source, source, revision, roots)
+        if isinstance(found, LocalFolder):
+            return await self.add_folder(name, found.folder, source, force=force)
+        async with self.registry.names.staging() as folder:
+            fetched = await in_thread(fetch_hub, found, folder, self._settings.max_adapter_bytes)
+            return await self.add_folder(name, folder, fetched, force=force)
+
+    @asynccontextmanager
+    async def staged(
+        self, stage: Callable[[Path, int], object], *, force: bool = False
+    ) -> AsyncIterator[tuple[Path, AdapterVersion]]:
+        """Have `stage` fill a private folder with so many bytes at most, and check what it holds.
+
+        Raises:
+            AdapterRejected: the files are not an adapter that this server can run.
+        """
+        architecture = self._engine.architecture
+        async with self.registry.names.staging() as folder:
+            await in_thread(stage, folder, self._settings.max_adapter_bytes)
+            version = await in_thread(validate, folder, architecture, self._settings, force)
+            yield folder, version
