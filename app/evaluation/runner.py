@@ -6,7 +6,7 @@ goes on where it stopped, and one with a variant more asks only for that.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -76,7 +76,7 @@ async def ask_all(
 
 
 async def _work(
-    remaining: Any,
+    remaining: Iterator[Question],
     ask: Ask,
     answers: dict[str, Answered],
     file: IO[str],

@@ -37,7 +37,7 @@ LIBRARIES = {
     "safetensors": {"app.engine", "app.adapters.validation", "app.quantization"},
     "huggingface_hub": {"app.engine", "app.adapters.sources"},
     "watchfiles": {"app.adapters.watcher"},
-    "jinja2": {"app.icl.rendering", "app.engine.vllm"},
+    "jinja2": {"app.icl.rendering", "app.engine.vllm", "app.evaluation.report"},
     "yaml": {"app.icl.source"},
     "bm25s": {"app.icl.selection"},
 }
