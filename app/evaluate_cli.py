@@ -220,7 +220,8 @@ def _pinned_adapter(client: Client, name: str) -> str:
 
 def _read_data(file: Path, limit: int | None) -> list[dict[str, Any]]:
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not splitlines(): a text may hold a U+2028, which JSON leaves as it is.
+        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines[:limit]]
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{file} cannot be read as JSONL ({error})") from error

@@ -93,7 +93,9 @@ async def _work(
 def _read(results: Path) -> dict[str, Answered]:
     """The answers of earlier runs. A line that was cut short is asked for again."""
     try:
-        lines = results.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a completion may hold a U+2028, which JSON leaves as it is.
+        with results.open(encoding="utf-8") as file:
+            lines = file.readlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:

@@ -194,6 +194,19 @@ async def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert asked == []
 
 
+async def test_a_line_separator_in_a_completion_ends_no_line(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def ask(question: Question) -> Answered:
+        asked.append(question.key)
+        return Answered(question.key, completion="a\u2028b\x85c")
+
+    questions = [Question("k0", {}), Question("k1", {})]
+    first = await ask_all(questions, ask, tmp_path / "x", 1, lambda: None)
+    assert await ask_all(questions, ask, tmp_path / "x", 1, lambda: None) == first
+    assert asked == ["k0", "k1"]
+
+
 async def test_a_file_that_holds_no_results(tmp_path: Path) -> None:
     async def ask(question: Question) -> Answered:
         raise AssertionError
