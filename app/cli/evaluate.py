@@ -4,6 +4,8 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.cli.console import DEFAULT_URL, Url, fail
 from app.cli.evaluation_tables import print_comparison
 from app.errors import TemplateRejected
-from app.evaluation.comparison import Sample, compare
-from app.evaluation.metrics import METRICS, EvaluationError
-from app.evaluation.report import html_report
+from app.evaluation.comparison import compare
+from app.evaluation.metrics import METRICS, EvaluationError, no_metric
+from app.evaluation.report import Sample, html_report
 from app.evaluation.runner import Answered, Question, ask_all
 from app.evaluation.variants import NO_ADAPTER, Variant, combine, key_of, name_of
 from app.templates.source import read_template
@@ -32,10 +34,10 @@ NUM_SAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class PinnedTemplate:
     """A template, and how a request names it: by its version, or as a whole."""
 
-    reference: str | dict[str, Any]
+    in_request: str | dict[str, Any]
     template: Template
 
 
@@ -65,7 +67,7 @@ def evaluate(
 ) -> None:
     """Compare ways of prompting: shots, templates, adapters, temperatures."""
     try:
-        asked = _metrics(metrics)
+        metric_names = _metrics(metrics)
         client = Client(url)
         templates = {_stem(each): _find_template(client, each) for each in _list(template)}
         variants = combine(
@@ -75,31 +77,30 @@ def evaluate(
             [_temperature(each) for each in _list(temperature)] or [None],
         )
         rows = _read_data(data, limit)
-        references = [_text(row, reference, place) for place, row in enumerate(rows)]
+        references = [
+            _field(row, reference, row_number) for row_number, row in enumerate(rows, start=1)
+        ]
         model = client.get("/info", ModelInfo).model
 
-        def question(variant: Variant, place: int) -> Question:
-            found = templates[variant.template]
-            body = variant.body(_inputs(rows[place], found.template, place), seed)
-            body["template"] = found.reference
-            return Question(key_of(model, body, references[place]), body)
+        def questions_to(variant: Variant) -> list[Question]:
+            pinned = templates[variant.template]
+            bodies = [
+                variant.body(inputs, seed) | {"template": pinned.in_request}
+                for inputs in _inputs(rows, pinned.template)
+            ]
+            return [
+                Question(key_of(model, body, wanted), body)
+                for body, wanted in zip(bodies, references, strict=True)
+            ]
 
-        questions = [[question(each, place) for place in range(len(rows))] for each in variants]
+        questions = [questions_to(variant) for variant in variants]
         answers = asyncio.run(_ask_all(url, questions, results, concurrency))
         names = [name_of(variant, variants) for variant in variants]
-        comparison = compare(names, answers, references, asked, seed)
+        comparison = compare(names, answers, references, metric_names, seed)
         print_comparison(comparison)
         if out is not None:
-            samples = [
-                Sample(
-                    questions[0][place].body["inputs"],
-                    references[place],
-                    [each[place].completion for each in answers],
-                )
-                for place in range(min(NUM_SAMPLES, len(rows)))
-            ]
             title = f"{template} on {data.name}, {model}"
-            _write(out, html_report(comparison, samples, title))
+            _write(out, html_report(comparison, _samples(questions[0], references, answers), title))
     except (ClientError, EvaluationError) as error:
         raise fail(str(error)) from None
 
@@ -117,14 +118,12 @@ async def _ask_all(
         console=Console(stderr=True),
     )
     async with AsyncClient(url, concurrency) as client:
-
-        async def ask(question: Question) -> Answered:
-            return await _ask(client, question)
-
         with progress:
             task = progress.add_task("asking", total=len(flat))
-            found = await ask_all(flat, ask, results, concurrency, lambda: progress.advance(task))
-    return [[found[each.key] for each in of_variant] for of_variant in questions]
+            answers = await ask_all(
+                flat, partial(_ask, client), results, concurrency, lambda: progress.advance(task)
+            )
+    return [[answers[each.key] for each in of_variant] for of_variant in questions]
 
 
 async def _ask(client: AsyncClient, question: Question) -> Answered:
@@ -153,6 +152,17 @@ async def _ask(client: AsyncClient, question: Question) -> Answered:
     )
 
 
+def _samples(
+    questions: Sequence[Question], references: Sequence[str], answers: Sequence[Sequence[Answered]]
+) -> list[Sample]:
+    """The first rows, with the inputs of the first variant."""
+    rows = zip(questions, references, zip(*answers, strict=True), strict=True)
+    return [
+        Sample(question.body["inputs"], reference, [answer.completion for answer in of_row])
+        for question, reference, of_row in islice(rows, NUM_SAMPLES)
+    ]
+
+
 def _list(text: str | None) -> list[str]:
     return [each.strip() for each in (text or "").split(",") if each.strip()]
 
@@ -161,7 +171,7 @@ def _metrics(text: str) -> list[str]:
     names = _list(text)
     for name in names:
         if name not in METRICS:
-            raise EvaluationError(f"there is no metric {name}: choose from {', '.join(METRICS)}")
+            raise no_metric(name)
     if not names:
         raise EvaluationError(f"--metrics is empty: choose from {', '.join(METRICS)}")
     return names
@@ -184,7 +194,7 @@ def _stem(template: str) -> str:
     return Path(template).stem if template.endswith(".yaml") else template
 
 
-def _find_template(client: Client, name: str) -> Named:
+def _find_template(client: Client, name: str) -> PinnedTemplate:
     """A template of this machine or of the server, pinned: it may change meanwhile."""
     if name.endswith(".yaml"):
         try:
@@ -193,12 +203,12 @@ def _find_template(client: Client, name: str) -> Named:
             raise EvaluationError(f"{name} cannot be read ({error.strerror})") from error
         except TemplateRejected as error:
             raise EvaluationError(f"{name} is no template: {error.message}") from error
-        return Named(read.model_dump(mode="json", exclude_defaults=True), read)
+        return PinnedTemplate(read.model_dump(mode="json", exclude_defaults=True), read)
     bare, _, version = name.partition("@")
     found = client.get(f"/icl/templates/{bare}", TemplateOut)
     if found.template is None:
         raise EvaluationError(f"the template {bare} is not served: {found.rejected}")
-    return Named(f"{bare}@{version or found.live}", found.template)
+    return PinnedTemplate(f"{bare}@{version or found.live}", found.template)
 
 
 def _pinned_adapter(client: Client, name: str) -> str:
@@ -210,7 +220,8 @@ def _pinned_adapter(client: Client, name: str) -> str:
 
 def _read_data(file: Path, limit: int | None) -> list[dict[str, Any]]:
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not splitlines(): a text may hold a U+2028, which JSON leaves as it is.
+        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines[:limit]]
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{file} cannot be read as JSONL ({error})") from error
@@ -219,14 +230,17 @@ def _read_data(file: Path, limit: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _inputs(row: dict[str, Any], template: Template, place: int) -> dict[str, Any]:
-    return {name: _text(row, name, place) for name in template.input_variables}
+def _inputs(rows: Sequence[dict[str, Any]], template: Template) -> list[dict[str, Any]]:
+    return [
+        {name: _field(row, name, row_number) for name in template.input_variables}
+        for row_number, row in enumerate(rows, start=1)
+    ]
 
 
-def _text(row: dict[str, Any], field: str, place: int) -> Any:
+def _field(row: dict[str, Any], field: str, row_number: int) -> Any:
     if field not in row:
         raise EvaluationError(
-            f"row {place + 1} has no {field!r}, only {', '.join(row)}: rename its fields, or name "
+            f"row {row_number} has no {field!r}, only {', '.join(row)}: rename its fields, or name "
             "the one of the reference with --reference"
         )
     return row[field]

@@ -3,6 +3,7 @@
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from app.evaluation.bootstrap import Interval
 from app.evaluation.comparison import Comparison, verdict
@@ -11,9 +12,9 @@ from app.evaluation.metrics import ROUGE_PARTS, ROUGE_TYPES
 PIPE_WIDTH = 200
 
 
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+def print_comparison(comparison: Comparison) -> None:
     """A row a variant, F1 with precision and recall below it, and who is best."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     table = Table(
@@ -28,15 +29,15 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("prompt\ntokens", "completion\ntokens", "shots", "latency"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in comparison.rows:
+    for variant in comparison.variants:
         table.add_row(
-            row.name,
-            *(_cell(name, row.scores) for name in columns),
-            f"{row.prompt_tokens:.0f}",
-            f"{row.completion_tokens:.1f}",
-            f"{row.shots:.1f}" + (f"\n-{row.num_dropped}" if row.num_dropped else ""),
-            f"{row.latency_ms:,.0f} ms",
-            style="bold" if row.name == comparison.best else None,
+            Text(variant.name),
+            *(_cell(name, variant.scores) for name in columns),
+            f"{variant.prompt_tokens:.0f}",
+            f"{variant.completion_tokens:.1f}",
+            f"{variant.shots:.1f}" + (f"\n-{variant.num_dropped}" if variant.num_dropped else ""),
+            f"{variant.latency_ms:,.0f} ms",
+            style="bold" if variant.name == comparison.best else None,
             end_section=True,
         )
     console.print(table)
@@ -48,7 +49,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 def _columns(comparison: Comparison) -> list[str]:
     """ROUGE's precision and recall share a column with its F1."""
     names = []
-    for name in comparison.rows[0].scores:
+    for name in comparison.variants[0].scores:
         kind = name.rpartition(" ")[0]
         column = kind if kind in ROUGE_TYPES.values() else name
         if column not in names:

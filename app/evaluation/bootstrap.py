@@ -45,10 +45,10 @@ def difference(best: Measure, second: Measure, seed: int) -> Difference:
 
 
 def _resampled(measure: Measure, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    num_rows = len(measure.parts)
+    num_rows = len(measure.summands)
     rows = np.random.default_rng(seed).integers(num_rows, size=(NUM_RESAMPLES, num_rows))
-    sums = measure.parts[rows].sum(axis=1)
-    return np.array([measure.of_sums(each, num_rows) for each in sums])
+    sums = measure.summands[rows].sum(axis=1)
+    return np.array([measure.of_sums(of_resample, num_rows) for of_resample in sums])
 
 
 def _interval(score: float, resampled: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Interval:

@@ -13,17 +13,8 @@ HEADLINES = ("ROUGE-L F1", "accuracy", "exact", "BLEU")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A row of the data, and what each variant made of it, in the order of the variants."""
-
-    inputs: dict[str, object]
-    reference: str
-    completions: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The figures of one variant; `scores` by the name of the measure."""
+class VariantFigures:
+    """One variant: `scores` by the name of the measure, the sum `num_dropped`, else means."""
 
     name: str
     scores: dict[str, Interval]
@@ -38,7 +29,7 @@ class Row:
 class Comparison:
     """All variants on the same rows; `best` and `second` are names of variants."""
 
-    rows: list[Row]
+    variants: list[VariantFigures]
     headline: str
     num_rows: int
     num_skipped: int
@@ -61,60 +52,55 @@ def compare(
     Raises:
         EvaluationError: no row is left, or a metric does not apply.
     """
-    places = [
-        place
-        for place in range(len(references))
-        if all(each[place].skipped is None for each in answers)
+    answered = [
+        index
+        for index, of_row in enumerate(zip(*answers, strict=True))
+        if all(answer.skipped is None for answer in of_row)
     ]
-    if not places:
-        reason = answers[0][0].skipped if answers and answers[0] else "there is no data"
+    if not answered:
+        reasons = (answer.skipped for of_variant in answers for answer in of_variant)
+        reason = next(filter(None, reasons), "there is no data")
         raise EvaluationError(f"no row could be answered: {reason}")
-    measured = [
-        {
-            measure.name: measure
-            for metric in metrics
-            for measure in measures(metric, _scored(each, references, places))
-        }
-        for each in answers
-    ]
+    kept = [[of_variant[index] for index in answered] for of_variant in answers]
+    kept_references = [references[index].strip() for index in answered]
+    measured = [_measured(of_variant, kept_references, metrics) for of_variant in kept]
     headline = next(name for name in HEADLINES if name in measured[0])
-    rows = [
-        _row(name, columns, [each[place] for place in places], seed)
-        for name, columns, each in zip(names, measured, answers, strict=True)
-    ]
-    ranking = sorted(range(len(rows)), key=lambda i: -rows[i].scores[headline].score)
-    second = ranking[1] if len(ranking) > 1 else None
+    ranking = sorted(range(len(names)), key=lambda i: -measured[i][headline].score)
+    best, second = ranking[0], ranking[1] if len(ranking) > 1 else None
     return Comparison(
-        rows=rows,
+        variants=[_figures(*each, seed) for each in zip(names, measured, kept, strict=True)],
         headline=headline,
-        num_rows=len(places),
-        num_skipped=len(references) - len(places),
-        best=names[ranking[0]],
+        num_rows=len(answered),
+        num_skipped=len(references) - len(answered),
+        best=names[best],
         second=None if second is None else names[second],
         lead=None
         if second is None
-        else difference(measured[ranking[0]][headline], measured[second][headline], seed),
+        else difference(measured[best][headline], measured[second][headline], seed),
     )
 
 
-def _scored(
-    answers: Sequence[Answered], references: Sequence[str], places: Sequence[int]
-) -> list[Scored]:
-    return [
-        Scored(answers[place].completion.strip(), references[place].strip(), answers[place].label)
-        for place in places
+def _measured(
+    answers: Sequence[Answered], references: Sequence[str], metrics: Sequence[str]
+) -> dict[str, Measure]:
+    rows = [
+        Scored(answer.completion.strip(), reference, answer.label)
+        for answer, reference in zip(answers, references, strict=True)
     ]
+    return {measure.name: measure for metric in metrics for measure in measures(metric, rows)}
 
 
-def _row(name: str, columns: dict[str, Measure], answers: Sequence[Answered], seed: int) -> Row:
-    return Row(
+def _figures(
+    name: str, measured: dict[str, Measure], answers: Sequence[Answered], seed: int
+) -> VariantFigures:
+    return VariantFigures(
         name=name,
-        scores={column: interval(measure, seed) for column, measure in columns.items()},
-        prompt_tokens=fmean(each.prompt_tokens for each in answers),
-        completion_tokens=fmean(each.completion_tokens for each in answers),
-        shots=fmean(each.shots for each in answers),
-        num_dropped=sum(each.num_dropped for each in answers),
-        latency_ms=fmean(each.latency_ms for each in answers),
+        scores={column: interval(measure, seed) for column, measure in measured.items()},
+        prompt_tokens=fmean(answer.prompt_tokens for answer in answers),
+        completion_tokens=fmean(answer.completion_tokens for answer in answers),
+        shots=fmean(answer.shots for answer in answers),
+        num_dropped=sum(answer.num_dropped for answer in answers),
+        latency_ms=fmean(answer.latency_ms for answer in answers),
     )
 
 

@@ -7,9 +7,6 @@ text again.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +14,7 @@ from numpy.typing import NDArray
 METRICS = ("rouge", "bleu", "exact", "accuracy")
 ROUGE_TYPES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 ROUGE_PARTS = {"fmeasure": "F1", "precision": "P", "recall": "R"}
-# Counts and totals of n-grams up to 4, and two lengths.
+# The longest n-grams that BLEU counts.
 BLEU_ORDER = 4
 
 Sums = NDArray[np.float64]
@@ -27,21 +24,25 @@ class EvaluationError(Exception):
     """An evaluation cannot be done: a sentence for the terminal."""
 
 
+def no_metric(name: str) -> EvaluationError:
+    return EvaluationError(f"there is no metric {name}: choose from {', '.join(METRICS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One column: `parts`, of shape (rows, parts), and the score of their sums over some rows.
+    """One column: `summands`, of shape (rows, summands), and a score from their sums over rows.
 
     Scores lie between 0 and 100.
     """
 
     name: str
-    parts: NDArray[np.float64]
+    summands: NDArray[np.float64]
     of_sums: Callable[[Sums, int], float]
 
     @property
     def score(self) -> float:
         """Of all rows."""
-        return self.of_sums(self.parts.sum(axis=0), len(self.parts))
+        return self.of_sums(self.summands.sum(axis=0), len(self.summands))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def measures(metric: str, rows: Sequence[Scored]) -> list[Measure]:
     """The columns of a metric.
 
     Raises:
-        EvaluationError: `accuracy` without labels, or a library that is not installed.
+        EvaluationError: no such metric, or `accuracy` without labels.
     """
     match metric:
         case "rouge":
@@ -73,16 +74,19 @@ def measures(metric: str, rows: Sequence[Scored]) -> list[Measure]:
                 )
             return [_mean("accuracy", [row.label == row.reference for row in rows])]
         case _:
-            raise EvaluationError(f"there is no metric {metric}: choose from {', '.join(METRICS)}")
+            raise no_metric(metric)
 
 
 def _mean(name: str, scores: Sequence[float]) -> Measure:
-    parts = np.array(scores, dtype=np.float64).reshape(-1, 1)
-    return Measure(name, parts, lambda sums, num_rows: float(100 * sums[0] / num_rows))
+    summands = np.array(scores, dtype=np.float64).reshape(-1, 1)
+    return Measure(name, summands, lambda sums, num_rows: float(100 * sums[0] / num_rows))
 
 
 def _rouge(rows: Sequence[Scored]) -> list[Measure]:
-    scorer = _rouge_scorer()
+    # This import and that of sacrebleu are slow: no other command waits for them.
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
     scored = [scorer.score(row.reference, row.completion) for row in rows]
     return [
         _mean(f"{name} {part_name}", [getattr(scores[kind], part) for scores in scored])
@@ -92,17 +96,18 @@ def _rouge(rows: Sequence[Scored]) -> list[Measure]:
 
 
 def _bleu(rows: Sequence[Scored]) -> Measure:
-    library = _library("sacrebleu")
-    bleu = library.BLEU()
-    parts = []
+    from sacrebleu import BLEU
+
+    bleu = BLEU()
+    summands = []
     for row in rows:
         # A corpus of one row: its counts are those of the row, whatever its own score is worth.
         counted = bleu.corpus_score([row.completion], [[row.reference]])
-        parts.append([*counted.counts, *counted.totals, counted.sys_len, counted.ref_len])
+        summands.append([*counted.counts, *counted.totals, counted.sys_len, counted.ref_len])
 
     def of_sums(sums: Sums, num_rows: int) -> float:
         counts = [int(each) for each in sums]
-        score = library.BLEU.compute_bleu(
+        score = BLEU.compute_bleu(
             correct=counts[:BLEU_ORDER],
             total=counts[BLEU_ORDER : 2 * BLEU_ORDER],
             sys_len=counts[-2],
@@ -110,20 +115,4 @@ def _bleu(rows: Sequence[Scored]) -> Measure:
         )
         return float(score.score)
 
-    return Measure("BLEU", np.array(parts, dtype=np.float64).reshape(len(rows), -1), of_sums)
-
-
-@cache
-def _rouge_scorer() -> Any:
-    scorer = _library("rouge_score.rouge_scorer")
-    return scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
-
-
-def _library(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0].replace("_", "-")
-        raise EvaluationError(
-            f"softserve evaluate needs {package}: install it with `pip install {package}`"
-        ) from error
+    return Measure("BLEU", np.array(summands, dtype=np.float64), of_sums)

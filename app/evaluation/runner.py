@@ -6,7 +6,7 @@ goes on where it stopped, and one with a variant more asks only for that.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -76,7 +76,7 @@ async def ask_all(
 
 
 async def _work(
-    remaining: Any,
+    remaining: Iterator[Question],
     ask: Ask,
     answers: dict[str, Answered],
     file: IO[str],
@@ -93,7 +93,9 @@ async def _work(
 def _read(results: Path) -> dict[str, Answered]:
     """The answers of earlier runs. A line that was cut short is asked for again."""
     try:
-        lines = results.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a completion may hold a U+2028, which JSON leaves as it is.
+        with results.open(encoding="utf-8") as file:
+            lines = file.readlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:

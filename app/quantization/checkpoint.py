@@ -142,7 +142,7 @@ def _write_weights(source: Path, folder: Path, layers: dict[str, Any], progress:
 
     files = sorted(source.glob("*.safetensors"))
     task = progress.add_task("Writing", total=len(files))
-    places: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     num_bytes = 0
     for file in files:
         tensors = {}
@@ -159,11 +159,11 @@ def _write_weights(source: Path, folder: Path, layers: dict[str, Any], progress:
             raise OSError(str(error)) from error
         # safetensors makes files that only their owner can read; a server may run as another user.
         (folder / file.name).chmod(0o644)
-        places |= dict.fromkeys(tensors, file.name)
+        weight_map |= dict.fromkeys(tensors, file.name)
         num_bytes += sum(tensor.nbytes for tensor in tensors.values())
         progress.advance(task)
     if len(files) > 1:
-        index = {"metadata": {"total_size": num_bytes}, "weight_map": places}
+        index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 

@@ -11,9 +11,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from app.cli.evaluation_tables import print_comparison
 from app.evaluation.bootstrap import difference, interval
-from app.evaluation.comparison import Comparison, Sample, compare, verdict
+from app.evaluation.comparison import Comparison, compare, verdict
 from app.evaluation.metrics import EvaluationError, Scored, measures
-from app.evaluation.report import html_report
+from app.evaluation.report import Sample, html_report
 from app.evaluation.runner import Answered, Question, ask_all
 from app.evaluation.variants import combine, key_of, name_of
 
@@ -98,10 +98,16 @@ def test_a_comparison() -> None:
     comparison = _compared()
     assert (comparison.best, comparison.second, comparison.num_rows) == ("a <b>", "poor", 4)
     assert comparison.headline == "ROUGE-L F1"
-    assert comparison.rows[0].scores["BLEU"].score == pytest.approx(100.0)
+    assert comparison.variants[0].scores["BLEU"].score == pytest.approx(100.0)
     assert "a <b>" in verdict(comparison)
     skipped = _compared(skip=True)
     assert (skipped.num_rows, skipped.num_skipped) == (3, 1)
+
+
+def test_no_row_that_every_variant_could_answer() -> None:
+    answers = [[Answered("a", "x")], [Answered("b", skipped="it does not fit")]]
+    with pytest.raises(EvaluationError, match="no row could be answered: it does not fit"):
+        compare(["0 shots", "9 shots"], answers, ["x"], ["exact"], 0)
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +115,11 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for text in ("ROUGE-1", "ROUGE-L", "BLEU", "P 100.0 R 100.0", "paired bootstrap"):
         assert text in shown
+
+
+def test_a_name_in_the_table_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(compare(["[red] 1 shot"], [[Answered("a", "x")]], ["x"], ["exact"], 0))
+    assert "[red] 1 shot" in capsys.readouterr().out.splitlines()[5]
 
 
 def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:
@@ -120,6 +131,15 @@ def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:
     assert "<script" not in page
     assert "http" not in page
     assert "1 were left out" in page
+
+
+def test_the_plot_of_a_report() -> None:
+    answers = [[Answered("g", "a")] * 4, [Answered("p", "b")] * 4]
+    page = html_report(compare(["good", "poor"], answers, ["a"] * 4, ["exact"], 0), [], "a title")
+    assert '<rect y="7.0" width="100.0%" height="20" class="best"/>' in page
+    assert '<rect y="41.0" width="0.0%" height="20"/>' in page
+    assert '<line x1="100.0%" x2="100.0%" y1="12.0" y2="22.0"/>' in page
+    assert "<div>100.0 (100.0 to 100.0)</div>" in page
 
 
 def test_variants() -> None:
@@ -172,6 +192,19 @@ async def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     asked.clear()
     await ask_all(questions, ask, file, 2, lambda: None)
     assert asked == []
+
+
+async def test_a_line_separator_in_a_completion_ends_no_line(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def ask(question: Question) -> Answered:
+        asked.append(question.key)
+        return Answered(question.key, completion="a\u2028b\x85c")
+
+    questions = [Question("k0", {}), Question("k1", {})]
+    first = await ask_all(questions, ask, tmp_path / "x", 1, lambda: None)
+    assert await ask_all(questions, ask, tmp_path / "x", 1, lambda: None) == first
+    assert asked == ["k0", "k1"]
 
 
 async def test_a_file_that_holds_no_results(tmp_path: Path) -> None:

@@ -198,6 +198,13 @@ def test_an_evaluation_that_cannot_be(
     assert sentence in " ".join(result.stderr.split()), result.output
 
 
+def test_a_line_separator_in_the_data_ends_no_row(url: str, data: Path) -> None:
+    data.write_text('{"text": "x\u2028y", "wanted": "x"}\n')
+    result = evaluate(url, data, "--shots", "0", "--metrics", "exact")
+    assert result.exit_code == 0, result.output
+    assert "1 rows" in result.stdout
+
+
 def test_rows_that_do_not_fit_are_left_out(url: str, data: Path) -> None:
     rows = [{"text": "x", "wanted": "x"}, {"text": "y" * 300, "wanted": "y"}]
     data.write_text("\n".join(map(json.dumps, rows)))

@@ -258,7 +258,7 @@ class Folder:
                 await asyncio.sleep(0.01)
 
     async def until_history(self, expected: str) -> None:
-        await self.until(lambda: self.registry.names.list())
+        await self.until(self.registry.names.list)
         await self.until(lambda: _history(self.registry) == expected)
 
     async def acted_upon(self, name: str = "t") -> None:
