@@ -9,9 +9,7 @@ sizes and times, and is acted upon when it is complete and has kept its signatur
 """
 
 import asyncio
-import json
 import os
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +24,7 @@ from app.adapters.archive import stage_folder
 from app.adapters.history import NAME, Watched
 from app.adapters.registry import FROM_WATCHED_FOLDER, Registry
 from app.adapters.sources import is_below
+from app.adapters.validation.tensors import is_cut_short
 from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
 from app.errors import AdapterError
 
@@ -44,7 +43,6 @@ RESCAN_SECONDS = 1.0
 MAX_ACTIONS = 4
 # After a failure that is not the subfolder's fault.
 RETRY_SECONDS = 30.0
-MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,27 +300,6 @@ def _missing(folder: Path) -> str | None:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).exists():
             return f"its folder has no {name}: copy it there"
-    if _is_truncated(folder / WEIGHTS_FILE):
+    if is_cut_short(folder / WEIGHTS_FILE):
         return f"its {WEIGHTS_FILE} is shorter than its header says: copy it again"
     return None
-
-
-def _is_truncated(file: Path) -> bool:
-    """Whether a safetensors file ends early. A header that makes no sense is for validation."""
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        if size < 8:
-            return True
-        (header_size,) = struct.unpack("<Q", content.read(8))
-        if header_size > MAX_HEADER_BYTES:
-            return False
-        if size < 8 + header_size:
-            return True
-        try:
-            header = json.loads(content.read(header_size))
-            ends = [
-                each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"
-            ]
-            return bool(size < 8 + header_size + max(ends, default=0))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return False

@@ -4,10 +4,13 @@ The file starts with the length of its header in 8 bytes, the lowest first. The 
 says where in the rest of the file each tensor lies.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.adapters.archive import shown
 from app.adapters.version import CONFIG_FILE, WEIGHTS_FILE
@@ -24,6 +27,32 @@ NOT_SAFETENSORS = (
 )
 
 
+class _Tensor(BaseModel):
+    """Which bytes of the data it is: from, and up to. The metadata among the tensors has none."""
+
+    data_offsets: tuple[int, int] = (0, 0)
+
+
+_HEADER = TypeAdapter(dict[str, _Tensor])
+
+
+def is_cut_short(file: Path) -> bool:
+    """Whether the file is shorter than its header says, as it is while it is being copied.
+
+    What no further byte can make right is not: that is for `open_weights` to refuse.
+    """
+    with file.open("rb") as opened:
+        try:
+            header = _read_header(opened)
+            if header is None:
+                return True
+            tensors = _HEADER.validate_json(header)
+        except (AdapterRejected, ValidationError):
+            return False
+        end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+        return _size_of(opened) < LENGTH_BYTES + len(header) + end
+
+
 @contextmanager
 def open_weights(file: Path) -> Iterator[Any]:
     """A safetensors file with at least one tensor, of which only the header has been read.
@@ -34,7 +63,9 @@ def open_weights(file: Path) -> Iterator[Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    _check_header(file)
+    with file.open("rb") as opened:
+        if _read_header(opened) is None:
+            raise AdapterRejected(NOT_SAFETENSORS)
     try:
         weights: Any = safe_open(file, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
@@ -70,13 +101,19 @@ def read_tensor(weights: Any, name: str, expected: tuple[int, int], meaning: str
     return tensor
 
 
-def _check_header(file: Path) -> None:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
-    if file.stat().st_size < LENGTH_BYTES + length:
-        raise AdapterRejected(NOT_SAFETENSORS)
+def _read_header(opened: BinaryIO) -> bytes | None:
+    """None where the file ends before its header does. Raises AdapterRejected if it is too long."""
+    length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
+    is_complete = _size_of(opened) >= LENGTH_BYTES + length
     if length > MAX_HEADER_BYTES:
+        if not is_complete:
+            raise AdapterRejected(NOT_SAFETENSORS)
         raise AdapterTooLarge(
             f"{WEIGHTS_FILE} has a header of {length:,} bytes and the limit is "
             f"{MAX_HEADER_BYTES:,}: save the adapter again"
         )
+    return opened.read(length) if is_complete else None
+
+
+def _size_of(opened: BinaryIO) -> int:
+    return os.fstat(opened.fileno()).st_size
