@@ -1,8 +1,6 @@
 """The watched folder of adapters: a subfolder is an adapter, its name is the name."""
 
-import json
 import os
-import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,12 +9,12 @@ from pathlib import Path
 from app.adapters.archive import stage_folder
 from app.adapters.intake import Intake
 from app.adapters.sources import is_below
+from app.adapters.validation.tensors import is_cut_short
 from app.errors import AdapterError
 from app.versions.records import Watched
 from app.versions.watcher import GONE, Found, Look
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
-MAX_HEADER_BYTES = 16 << 20
 FROM_WATCHED_FOLDER = "adapter_dir"
 
 
@@ -92,27 +90,6 @@ def _missing(folder: Path) -> str | None:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).exists():
             return f"its folder has no {name}: copy it there"
-    if _is_truncated(folder / WEIGHTS_FILE):
+    if is_cut_short(folder / WEIGHTS_FILE):
         return f"its {WEIGHTS_FILE} is shorter than its header says: copy it again"
     return None
-
-
-def _is_truncated(file: Path) -> bool:
-    """Whether a safetensors file ends early. A header that makes no sense is for validation."""
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        if size < 8:
-            return True
-        (header_size,) = struct.unpack("<Q", content.read(8))
-        if header_size > MAX_HEADER_BYTES:
-            return False
-        if size < 8 + header_size:
-            return True
-        try:
-            header = json.loads(content.read(header_size))
-            ends = [
-                each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"
-            ]
-            return bool(size < 8 + header_size + max(ends, default=0))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return False

@@ -623,3 +623,42 @@ def test_what_makes_no_sense_is_for_validation(
     _write(tmp_path)
     assert _missing(intake, tmp_path, len(header).to_bytes(8, "little") + header) is None
     assert _missing(intake, tmp_path, b"\xff" * 100) is None
+
+
+# One more byte than validation reads, with data that is not there.
+LONG_HEADER = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust((16 << 20) + 1)
+LONG = len(LONG_HEADER).to_bytes(8, "little") + LONG_HEADER
+
+
+@pytest.mark.parametrize(
+    ("content", "refusal"),
+    [
+        (LONG, "has a header of 16,777,217 bytes and the limit is 16,777,216: save the adapter"),
+        (LONG[:100], "is not a safetensors file, or it is damaged or cut short: send it again"),
+    ],
+    ids=["whole", "cut short"],
+)
+async def test_a_header_over_the_limit_is_not_waited_for(
+    intake: Intake,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    content: bytes,
+    refusal: str,
+) -> None:
+    weights = _write(adapters / "summary") / "adapter_model.safetensors"
+    weights.write_bytes(content)
+    assert AdapterFolder(intake, adapters).look_at("summary", None).missing is None
+    async with watching(intake, settings):
+        await _until(lambda: refusal in (_rejected(registry, "summary") or ""))
+
+
+async def test_a_header_that_is_nested_too_deep_harms_no_other(
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
+) -> None:
+    header = b'{"a":' + b"[" * 100_000
+    weights = _write(adapters / "summary") / "adapter_model.safetensors"
+    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    _write(adapters / "other")
+    async with watching(intake, settings):
+        await _until(lambda: _rejected(registry, "summary") and _live(registry, "other"))

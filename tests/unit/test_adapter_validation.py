@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +128,12 @@ def test_equal_files_have_equal_digests(tmp_path: Path) -> None:
         for name, seed in (("first", 1), ("again", 1), ("other", 2))
     )
     assert first == again != other
+
+
+def test_it_is_imported_without_torch() -> None:
+    heavy = "{'torch', 'safetensors'}"
+    code = f"import app.adapters.validation, sys; assert not {heavy} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -1,0 +1,247 @@
+"""adapter_config.json, as PEFT writes it: the fields that the server or the engine goes by.
+
+PEFT writes many more, which are ignored.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from app.adapters.archive import shown
+from app.errors import AdapterRejected
+from softserve.schema.adapters import CONFIG_FILE
+
+T = TypeVar("T")
+
+# The engine reads the file again, on a stack of its own.
+MAX_NESTING = 100
+TOO_DEEP = f"nested more than {MAX_NESTING} deep"
+MAX_NAME_LENGTH = 1000
+# The inits that leave the base model's weights as they are.
+INIT_LORA_WEIGHTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# A module's name or its last parts. With no other character, a match takes no time to speak of.
+PLAIN_KEY = re.compile(r"\^?(?:[A-Za-z0-9_.]|\\\.){1,256}")
+
+
+def wrong_field(field: str | None, found: object, expected: str) -> AdapterRejected:
+    return AdapterRejected(f"{CONFIG_FILE} has {field} {shown(found)}; expected {expected}")
+
+
+# The types of fields. An AdapterRejected passes through pydantic as it is.
+
+
+def _expected(what: str) -> WrapValidator:
+    """Refuse a value of another type than the one before this in Annotated: `what` describes it."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            raise wrong_field(info.field_name, value, what) from error
+
+    return WrapValidator(check)
+
+
+def _check_name(name: str | None) -> str | None:
+    """It can be shown in a terminal and written as UTF-8."""
+    if name and (len(name) > MAX_NAME_LENGTH or not name.isprintable()):
+        raise ValueError("not a plain name")
+    # PEFT writes an empty name for a model that was made in memory.
+    return name or None
+
+
+def _check_init(init: bool | str | None) -> bool | str | None:
+    if isinstance(init, str) and init.lower() not in INIT_LORA_WEIGHTS:
+        raise AdapterRejected(
+            f"{CONFIG_FILE} has init_lora_weights {shown(init)}, which changes the base model's "
+            "weights: save the adapter with path_initial_model_for_weight_conversion, or train "
+            "with init_lora_weights=True"
+        )
+    return init
+
+
+def _check_key(key: str, info: ValidationInfo) -> str:
+    if PLAIN_KEY.fullmatch(key) is None:
+        raise AdapterRejected(
+            f"{info.field_name} has the key {shown(key)}, a regular expression, which is not run "
+            "because it can take forever: write the names of modules, or their last parts"
+        )
+    return key
+
+
+PositiveInteger = Annotated[int, Field(gt=0), _expected("a positive integer")]
+Number = Annotated[float, _expected("a finite number")]
+ByModule = Annotated[
+    dict[Annotated[str, AfterValidator(_check_key)], T],
+    BeforeValidator(lambda values: {} if values is None else values),
+    _expected("an object of module names"),
+]
+# What is absent is checked as null is.
+ABSENT: Any = None
+
+
+class AdapterConfig(BaseModel):
+    """What every adapter has. `unsupported` says what to do instead of setting a field."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+    unsupported: ClassVar[dict[str, str]] = {
+        "modules_to_save": "the base model's own weights are shared by all: train with "
+        "modules_to_save=None",
+    }
+
+    task_type: Annotated[
+        Literal["CAUSAL_LM"] | None, _expected("CAUSAL_LM, because this server generates text")
+    ] = None
+    base_model_name_or_path: Annotated[
+        str | None, AfterValidator(_check_name), _expected("a name, a path or null")
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_unsupported(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        for field, advice in cls.unsupported.items():
+            if fields.get(field):
+                raise AdapterRejected(f"{CONFIG_FILE} sets {field}, but {advice}")
+        return fields
+
+
+class LoRAConfig(AdapterConfig):
+    """A LoRA. Where `target_modules` is one text, it is a regular expression."""
+
+    # What PEFT's LoRA has and vLLM has not (its lora/peft_helper.py).
+    unsupported: ClassVar[dict[str, str]] = AdapterConfig.unsupported | {
+        "use_dora": "the engine cannot run DoRA: train with use_dora=False",
+        "lora_bias": "the engine adds no bias: train with lora_bias=False",
+        "alora_invocation_tokens": "the engine applies a LoRA to every token: train a plain LoRA",
+        "layer_replication": "the base model is served with its own layers: train without it",
+        "use_bdlora": "block-diagonal LoRA is not supported: train a plain LoRA",
+        "use_qalora": "QALoRA is not supported: train with use_qalora=False",
+        "trainable_token_indices": "the base model's tokens are shared by all: train without it",
+        "target_parameters": "only whole modules can be adapted: use target_modules",
+        "megatron_config": "Megatron's layers are not the base model's: train without it",
+        "arrow_config": "routing between LoRAs is not supported: train a plain LoRA",
+        "kasa_config": "KaSA changes the base model's weights: train a plain LoRA",
+        "monteclora_config": "MonteCLoRA samples its weights: train a plain LoRA",
+    }
+
+    bias: Annotated[Literal["none"], _expected("'none', because the engine adds no biases")] = (
+        "none"
+    )
+    init_lora_weights: Annotated[
+        bool | str | None, AfterValidator(_check_init), _expected("true, false or a name")
+    ] = None
+    use_rslora: Annotated[bool | None, _expected("true or false")] = None
+    rank_pattern: ByModule[PositiveInteger] = ABSENT
+    alpha_pattern: ByModule[Number] = ABSENT
+    r: PositiveInteger = ABSENT
+    lora_alpha: Number = ABSENT
+    target_modules: Annotated[
+        str | Annotated[list[str], Field(min_length=1)],
+        _expected("a list of names, or one pattern"),
+    ] = ABSENT
+    exclude_modules: Any = None
+    layers_to_transform: Any = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it leaves out modules that `target_modules` names."""
+        return bool(self.exclude_modules) or self.layers_to_transform not in (None, [])
+
+
+class SoftPromptConfig(AdapterConfig):
+    """The rows of a soft prompt: `num_virtual_tokens`, each of `token_dim` numbers."""
+
+    num_virtual_tokens: PositiveInteger = ABSENT
+    token_dim: Annotated[int | None, _expected("the base model's hidden size")] = None
+    num_transformer_submodules: Annotated[
+        Annotated[int, Field(ge=1, le=1)] | None, _expected("1, as of a causal LM")
+    ] = None
+
+
+def read_config(file: Path) -> LoRAConfig | SoftPromptConfig:
+    """The configuration of an adapter, by itself: nothing is known of the base model here.
+
+    Raises:
+        AdapterRejected: it is not what PEFT writes of a LoRA or of a soft prompt.
+    """
+    fields = _read_json(file)
+    peft_type = fields.get("peft_type")
+    if peft_type == "LORA":
+        return LoRAConfig.model_validate(fields)
+    if peft_type in ("PROMPT_TUNING", "P_TUNING"):
+        return SoftPromptConfig.model_validate(fields)
+    if peft_type == "PREFIX_TUNING":
+        raise AdapterRejected(
+            "prefix tuning needs keys and values for every layer put into the KV cache, which vLLM "
+            "has no place for: train with PROMPT_TUNING, P_TUNING or LORA instead"
+        )
+    raise wrong_field("peft_type", peft_type, "LORA, PROMPT_TUNING or P_TUNING")
+
+
+def check_base_model(config: AdapterConfig, names: Collection[str]) -> None:
+    """`names` are the base model's; an adapter that declares none is taken. Raises AdapterRejected.
+
+    Of a path, the last part counts, whatever the case of its letters.
+    """
+    declared = config.base_model_name_or_path
+    if declared is None:
+        return
+    last_part = re.split(r"[/\\]", declared.rstrip("/\\"))[-1]
+    if last_part.lower() not in {name.lower() for name in names}:
+        raise AdapterRejected(
+            f"the adapter was trained on {shown(declared)} and this server runs "
+            f"{' or '.join(sorted(names))}: send it to a server of its base model, or "
+            "with force=true if the two are the same"
+        )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
+        nesting = _nesting(fields)
+    except UnicodeDecodeError as error:
+        raise _not_of_peft("not UTF-8") from error
+    except RecursionError as error:
+        raise _not_of_peft(TOO_DEEP) from error
+    except ValueError as error:
+        raise _not_of_peft("not JSON") from error
+    if not isinstance(fields, dict):
+        raise _not_of_peft("not a JSON object")
+    if nesting > MAX_NESTING:
+        raise _not_of_peft(TOO_DEEP)
+    return fields
+
+
+def _not_of_peft(what: str) -> AdapterRejected:
+    return AdapterRejected(f"{CONFIG_FILE} is {what}: send it as PEFT writes it")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise AdapterRejected(
+            f"{CONFIG_FILE} holds {shown(text)}: every number in it must be finite"
+        )
+    return number
+
+
+def _nesting(value: object) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(_nesting, value), default=0) if isinstance(value, list) else 0

@@ -1,0 +1,38 @@
+"""A soft prompt: rows that stand before a prompt's own embeddings."""
+
+from typing import Any
+
+from app.adapters.archive import shown
+from app.adapters.validation.config import SoftPromptConfig, wrong_field
+from app.adapters.validation.tensors import read_tensor
+from app.engine.protocol import Architecture
+from app.errors import AdapterRejected
+from softserve.schema.server import Limits
+
+TENSOR = "prompt_embeddings"
+
+
+def check_soft_prompt(
+    config: SoftPromptConfig, weights: Any, architecture: Architecture, limits: Limits
+) -> None:
+    """Check a soft prompt and its one tensor. Raises AdapterRejected."""
+    if architecture.no_soft_prompts is not None:
+        raise AdapterRejected(f"no soft prompt can be added: {architecture.no_soft_prompts}")
+    if config.num_virtual_tokens > limits.max_virtual_tokens:
+        raise AdapterRejected(
+            f"the soft prompt has {shown(config.num_virtual_tokens)} virtual tokens and the limit "
+            f"is {limits.max_virtual_tokens}: train with fewer, or start the server with a higher "
+            "--max-virtual-tokens"
+        )
+    hidden_size = architecture.hidden_size
+    if config.token_dim not in (None, hidden_size):
+        expected = f"{hidden_size}, the base model's hidden size"
+        raise wrong_field("token_dim", config.token_dim, expected)
+    for name in list(weights.keys()):
+        if name != TENSOR:
+            raise AdapterRejected(
+                f"tensor {shown(name)} is not of a soft prompt, which has {TENSOR} alone: save it "
+                "with PEFT's save_pretrained and save_embedding_layers=False"
+            )
+    shape = (config.num_virtual_tokens, hidden_size)
+    read_tensor(weights, TENSOR, shape, "(num_virtual_tokens, hidden_size)")
