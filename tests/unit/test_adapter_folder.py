@@ -19,37 +19,13 @@ from app.adapters.validation import digest_of
 from app.adapters.version import AdapterVersion
 from app.errors import AdapterNotFound, AdapterRejected
 from app.settings import Settings
-from app.versions import store as store_module
 from app.versions import watcher as watcher_module
 from app.versions.records import Record
 from app.versions.watcher import FolderWatcher
 from tests.adapter_files import write_lora, write_soft_prompt
 from tests.fake_engine import ARCHITECTURE, FakeEngine
 
-
-@pytest.fixture(autouse=True)
-def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_sync", lambda path: None)
-    monkeypatch.setattr(watcher_module, "SETTLED_SECONDS", 0.1)
-    monkeypatch.setattr(watcher_module, "GONE_SECONDS", 0.2)
-    monkeypatch.setattr(watcher_module, "LOOK_AGAIN_SECONDS", 0.02)
-    monkeypatch.setattr(watcher_module, "RESCAN_SECONDS", 0.2)
-
-
-@pytest.fixture
-async def engine() -> FakeEngine:
-    engine = FakeEngine()
-    await engine.start()
-    return engine
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(
-        adapter_store=tmp_path / "store",
-        adapter_dir=tmp_path / "adapters",
-        adapter_root=(tmp_path / "root",),
-    )
+pytestmark = pytest.mark.usefixtures("in_a_hurry")
 
 
 @pytest.fixture
@@ -57,19 +33,6 @@ def adapters(settings: Settings) -> Path:
     """The watched folder."""
     settings.adapter_dir.mkdir()
     return settings.adapter_dir
-
-
-@pytest.fixture
-async def registry(engine: FakeEngine, settings: Settings) -> AsyncIterator[AdapterRegistry]:
-    registry = AdapterRegistry(engine, settings)
-    await registry.open()
-    yield registry
-    await registry.close()
-
-
-@pytest.fixture
-def intake(engine: FakeEngine, registry: AdapterRegistry, settings: Settings) -> Intake:
-    return Intake(engine, registry, settings)
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,48 +28,13 @@ from app.errors import (
     Unavailable,
 )
 from app.settings import Settings
-from app.versions import store as store_module
 from app.versions.records import Record, Watched
 from softserve.schema.adapters import AdapterKind
 from tests.adapter_files import read_files, write_lora, write_soft_prompt
 from tests.fake_engine import ARCHITECTURE, FakeEngine
 from tests.staged_versions import a_version, stage
 
-
-@pytest.fixture
-async def engine() -> FakeEngine:
-    engine = FakeEngine()
-    await engine.start()
-    return engine
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(
-        adapter_store=tmp_path / "store",
-        adapter_dir=tmp_path / "adapters",
-        adapter_retention=3,
-        max_loaded_adapters=8,
-    )
-
-
-@pytest.fixture(autouse=True)
-def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_sync", lambda path: None)
-
-
-@pytest.fixture
-async def registry(engine: FakeEngine, settings: Settings) -> AsyncIterator[AdapterRegistry]:
-    registry = AdapterRegistry(engine, settings)
-    await registry.open()
-    yield registry
-    await registry.close()
-
-
-@pytest.fixture
-def intake(engine: FakeEngine, registry: AdapterRegistry, settings: Settings) -> Intake:
-    return Intake(engine, registry, settings)
-
+pytestmark = pytest.mark.usefixtures("in_a_hurry")
 
 Publish = Callable[..., Awaitable[Record]]
 

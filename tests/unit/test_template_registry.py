@@ -22,12 +22,12 @@ from app.errors import (
 from app.settings import Settings
 from app.templates.folder import TemplateFolder
 from app.templates.registry import TemplateRegistry
-from app.versions import store as store_module
-from app.versions import watcher as watcher_module
 from app.versions.records import Record, Watched
 from app.versions.watcher import FolderWatcher
 from softserve.schema.templates import Template
 from tests.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.usefixtures("in_a_hurry")
 
 YAML = """
 instruction: {instruction}
@@ -45,15 +45,6 @@ def template(instruction: str = "a", **fields: Any) -> Template:
         query_format="{{ text }}",
         **fields,
     )
-
-
-@pytest.fixture(autouse=True)
-def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_sync", lambda path: None)
-    monkeypatch.setattr(watcher_module, "SETTLED_SECONDS", 0.05)
-    monkeypatch.setattr(watcher_module, "GONE_SECONDS", 0.1)
-    monkeypatch.setattr(watcher_module, "LOOK_AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(watcher_module, "RESCAN_SECONDS", 0.1)
 
 
 @asynccontextmanager
