@@ -17,7 +17,7 @@ from app.cli.console import DEFAULT_URL, Url, fail
 from app.cli.evaluation_tables import print_comparison
 from app.errors import TemplateRejected
 from app.evaluation.comparison import compare
-from app.evaluation.metrics import METRICS, EvaluationError, no_metric
+from app.evaluation.measures import METRICS, EvaluationError, no_metric
 from app.evaluation.report import Sample, html_report
 from app.evaluation.runner import Answered, Question, ask_all
 from app.evaluation.variants import NO_ADAPTER, Variant, combine, key_of, name_of

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from app.evaluation.bootstrap import Interval
 from app.evaluation.comparison import Comparison, verdict
-from app.evaluation.metrics import ROUGE_PARTS, ROUGE_TYPES
+from app.evaluation.measures import ROUGE_PARTS, ROUGE_TYPES
 
 PIPE_WIDTH = 200
 

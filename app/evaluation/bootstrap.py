@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.evaluation.metrics import Measure
+from app.evaluation.measures import Measure
 
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from app.evaluation.bootstrap import Difference, Interval, difference, interval
-from app.evaluation.metrics import EvaluationError, Measure, Scored, measures
+from app.evaluation.measures import EvaluationError, Measure, Scored, measures
 from app.evaluation.runner import Answered
 
 # What variants are ranked by: the first of these that is measured.

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.evaluation.metrics import EvaluationError
+from app.evaluation.measures import EvaluationError
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from app.cli.evaluation_tables import print_comparison
 from app.evaluation.bootstrap import difference, interval
 from app.evaluation.comparison import Comparison, compare, verdict
-from app.evaluation.metrics import EvaluationError, Scored, measures
+from app.evaluation.measures import EvaluationError, Scored, measures
 from app.evaluation.report import Sample, html_report
 from app.evaluation.runner import Answered, Question, ask_all
 from app.evaluation.variants import combine, key_of, name_of
