@@ -20,9 +20,9 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from app.adapters.archive import UploadedFile, stage_files, stage_folder
 from app.adapters.residency import Residency
 from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
+from app.adapters.staging import UploadedFile, stage_files, stage_folder
 from app.adapters.store import Record, Store, store_folder
 from app.adapters.validation import validate
 from app.adapters.version import AdapterVersion

@@ -22,9 +22,9 @@ from pathlib import Path
 import structlog
 import watchfiles
 
-from app.adapters.archive import stage_folder
 from app.adapters.registry import FROM_WATCHED_FOLDER, Registry
 from app.adapters.sources import is_below
+from app.adapters.staging import stage_folder
 from app.errors import AdapterError
 from app.versions.history import Watched
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE

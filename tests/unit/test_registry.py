@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from app.adapters import registry as registry_module
 from app.adapters import store as store_module
-from app.adapters.archive import UploadedFile
 from app.adapters.registry import Adapters, AdapterStatus, Registry, check_name
 from app.adapters.sources import HubRepository
+from app.adapters.staging import UploadedFile
 from app.errors import (
     AdapterConflict,
     AdapterError,
