@@ -6,11 +6,11 @@ from pathlib import Path
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import AdapterFiles
 from app.versions.store import Store
-from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterKind
+from softserve.schema.adapters import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE, AdapterKind
 
 
 def adapter_store(folder: Path) -> Store[AdapterVersion]:
-    return Store(folder, "adapter", AdapterVersion, (CONFIG_FILE, WEIGHTS_FILE))
+    return Store(folder, "adapter", AdapterVersion, ADAPTER_FILES)
 
 
 def a_version(text: str, kind: AdapterKind = "lora") -> AdapterVersion:

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from app.adapters.archive import stage_folder
 from app.adapters.intake import Intake
 from app.adapters.sources import is_below
+from app.adapters.staging import stage_folder
 from app.adapters.validation.tensors import is_cut_short
 from app.errors import AdapterError
 from app.versions.records import Watched

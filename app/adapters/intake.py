@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from app.adapters.archive import UploadedFile, stage_files, stage_folder
 from app.adapters.registry import AdapterRegistry
 from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
+from app.adapters.staging import UploadedFile, stage_files, stage_folder
 from app.adapters.validation import validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Engine

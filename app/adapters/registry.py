@@ -26,7 +26,7 @@ from app.versions.location import store_folder
 from app.versions.names import Names, Words
 from app.versions.records import Record, Watched
 from app.versions.store import Store
-from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterKind
+from softserve.schema.adapters import ADAPTER_FILES, AdapterKind
 
 FIELDS: dict[AdapterKind, str] = {"lora": "adapter", "soft_prompt": "soft_prompt"}
 WORDS = Words(
@@ -93,9 +93,7 @@ class AdapterRegistry:
     """The adapters of one engine. `names` says what each name points to."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        store = Store(
-            store_folder(settings), "adapter", AdapterVersion, (CONFIG_FILE, WEIGHTS_FILE)
-        )
+        store = Store(store_folder(settings), "adapter", AdapterVersion, ADAPTER_FILES)
         self._residency = Residency(engine, settings.max_loaded_adapters)
         self.names = Names(
             store, WORDS, settings.adapter_retention, self._hold, self._residency.retire

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import AdapterRejected, AdapterTooLarge, InvalidRequest
-from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
+from softserve.schema.adapters import ADAPTER_FILES
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-FILES = [CONFIG_FILE, WEIGHTS_FILE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,9 @@ def fetch_hub(repository: HubRepository, into: Path, max_bytes: int) -> str:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         _check_sizes(repo_id, sizes, max_bytes)
         # Real files, not links into a cache.
-        snapshot_download(repo_id, revision=info.sha, allow_patterns=FILES, local_dir=into)
+        snapshot_download(
+            repo_id, revision=info.sha, allow_patterns=list(ADAPTER_FILES), local_dir=into
+        )
     except HFValidationError as error:
         raise _rejected(f"{repo_id} is not a hub id: give it as OWNER/NAME") from error
     except GatedRepoError as error:
@@ -119,12 +120,12 @@ def fetch_hub(repository: HubRepository, into: Path, max_bytes: int) -> str:
 
 
 def _check_sizes(repo_id: str, sizes: dict[str, int], max_bytes: int) -> None:
-    if missing := [name for name in FILES if name not in sizes]:
+    if missing := [name for name in ADAPTER_FILES if name not in sizes]:
         raise _rejected(
             f"the hub's {repo_id} has no {' and no '.join(missing)}: it is not a PEFT adapter "
             "in safetensors"
         )
-    size = sum(sizes[name] for name in FILES)
+    size = sum(sizes[name] for name in ADAPTER_FILES)
     if size > max_bytes:
         raise AdapterTooLarge(
             f"the files of {repo_id} have {size:,} bytes and the limit is {max_bytes:,}: "

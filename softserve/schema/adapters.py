@@ -12,6 +12,7 @@ AdapterKind = Literal["lora", "soft_prompt"]
 # The two files that PEFT saves of an adapter, and that an upload has.
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 
 class AdapterSource(Body):

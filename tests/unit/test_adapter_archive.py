@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.adapters.archive import UploadedFile, stage_files, stage_folder
+from app.adapters.staging import UploadedFile, stage_files, stage_folder
 from app.errors import AdapterError, AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from tests.adapter_files import (
@@ -194,11 +194,138 @@ def test_a_bomb_takes_little_memory(into: Path) -> None:
         tracemalloc.stop()
 
 
-def test_endless_headers(into: Path) -> None:
-    header = tarfile.TarInfo("header")
-    header.type = tarfile.XGLTYPE
+END = bytes(2 * tarfile.BLOCKSIZE)
+HEADERS = {
+    "POSIX": tarfile.XHDTYPE,
+    "POSIX, global": tarfile.XGLTYPE,
+    "Solaris": tarfile.SOLARIS_XHDTYPE,
+    "GNU long name": tarfile.GNUTYPE_LONGNAME,
+    "GNU long link": tarfile.GNUTYPE_LONGLINK,
+}
+
+
+def _tar_member(
+    name: str = "a.txt", content: bytes = b"", kind: bytes = tarfile.REGTYPE, size: bytes = b""
+) -> bytes:
+    """A header with a right checksum, and its content; `size` is what it declares instead."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, len(content)
+    header = bytearray(member.tobuf())
+    header[124 : 124 + len(size)] = size
+    return _with_checksum(header) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def _with_checksum(header: bytearray) -> bytes:
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def _record(text: bytes) -> bytes:
+    """A record of a POSIX header; its length, of two digits, counts itself."""
+    return b"%d %s\n" % (len(text) + 4, text)
+
+
+@pytest.mark.parametrize("kind", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("content", [b"", _record(b"comment=a")], ids=["empty", "full"])
+def test_endless_headers(kind: bytes, content: bytes, into: Path) -> None:
+    """`tarfile` calls itself for each of them."""
     with pytest.raises(AdapterRejected, match="too large headers"):
-        _stage([("a.tar", header.tobuf() * 3001)], into)
+        _stage([("a.tar", _tar_member("header", content, kind) * 3001)], into)
+
+
+def test_many_headers_take_little_memory(into: Path) -> None:
+    """`tarfile` holds what is global, and a copy of it for every member."""
+    keys = b"".join(_record(b"%06d=" % key) for key in range(1000))
+    tar = b"".join(
+        _tar_member("header", keys, tarfile.XGLTYPE) + _tar_member(f"{number}.txt")
+        for number in range(200)
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(AdapterRejected, match="are missing"):
+            _stage([("a.tar.gz", gzip.compress(tar + END))], into)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_endless_map_of_a_sparse_file(into: Path) -> None:
+    """An extension of the old header of GNU, which says that one more follows."""
+    header = bytearray(_tar_member(kind=tarfile.GNUTYPE_SPARSE))
+    header[482] = 1
+    extension = bytes(504) + b"\1" + bytes(7)
+    with pytest.raises(AdapterRejected, match="too large headers"):
+        _stage([("a.tar", _with_checksum(header) + extension * 3000)], into)
+
+
+HOSTILE_RECORDS = {
+    "no length": b"path=a",
+    "a length of zero": b"0 path=a\n",
+    "a charset that is not text": _record(b"hdrcharset=\xff"),
+    "a size that is not a number": _record(b"size=a"),
+    "a size below zero": _record(b"size=-512"),
+    "a size that nothing has": _record(b"size=99999999999999"),
+    "a sparse file's map that is not numbers": _record(b"GNU.sparse.map=a"),
+    "a sparse file's size that is not a number": _record(b"GNU.sparse.size=a"),
+    "a sparse file's map without an end": (
+        _record(b"GNU.sparse.major=1") + _record(b"GNU.sparse.minor=0")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE], ids=["next", "global"])
+@pytest.mark.parametrize("records", HOSTILE_RECORDS.values(), ids=HOSTILE_RECORDS)
+def test_hostile_records(kind: bytes, records: bytes, into: Path) -> None:
+    tar = _tar_member("header", records, kind) + _tar_member(CONFIG_FILE, b"\xff" * 512) + END
+    with pytest.raises(AdapterRejected):
+        _stage([("a.tar", tar)], into)
+
+
+def test_a_run_of_digits(into: Path) -> None:
+    """`tarfile` of some Pythons would take minutes for a few of them."""
+    tar = _tar_member("header", b"1" * 12_000, tarfile.XHDTYPE) + _tar_member(CONFIG_FILE, CONFIG)
+    with pytest.raises(AdapterRejected, match="is damaged or cut short"):
+        _stage([("a.tar", tar + END)], into)
+
+
+@pytest.mark.parametrize("kind", [*HEADERS.values(), tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_a_size_below_zero(kind: bytes, into: Path) -> None:
+    """Who believes it goes back, and reads the same header again."""
+    size = b"\xff" * 10 + b"\xfe\0"
+    tar = _tar_member(CONFIG_FILE, CONFIG) + _tar_member(kind=kind, size=size) + END
+    with pytest.raises(AdapterRejected, match="is damaged or cut short"):
+        _stage([("a.tar", tar)], into)
+
+
+BEHIND_BOTH_FILES = {
+    "no end": b"",
+    "half a header": _tar_member()[:200],
+    "a wrong checksum": _tar_member().replace(b"a.txt", b"b.txt") + END,
+    "a header of nothing": _tar_member("header", _record(b"comment=a"), tarfile.XHDTYPE) + END,
+}
+
+
+@pytest.mark.parametrize("behind", BEHIND_BOTH_FILES.values(), ids=BEHIND_BOTH_FILES)
+def test_damage_behind_both_files(behind: bytes, into: Path) -> None:
+    """Where `tarfile` takes a damaged header for the end."""
+    tar = b"".join(_tar_member(name, content) for name, content in ADAPTER)
+    with pytest.raises(AdapterRejected, match="is damaged or cut short"):
+        _stage([("a.tar", tar + behind)], into)
+
+
+def test_a_wrong_checksum_of_what_is_compressed(into: Path) -> None:
+    content = bytearray(pack_tar(ADAPTER))
+    content[-8] ^= 1
+    with pytest.raises(AdapterRejected, match="is damaged or cut short"):
+        _stage([("a.tar.gz", bytes(content))], into)
+
+
+def test_a_name_that_is_not_text(into: Path) -> None:
+    tar = b"".join(_tar_member(name, content) for name, content in ADAPTER)
+    readme = bytearray(_tar_member())
+    readme[0] = 0xFF
+    assert _stage([("a.tar", _with_checksum(readme) + tar + END)], into) == dict(ADAPTER)
 
 
 # Folders of this machine.
@@ -315,9 +442,26 @@ def test_random_tars_end_in_a_sentence(
     header = bytearray(content[:512].ljust(512, b"\0"))
     header[257:265] = b"ustar\x0000"
     header[124:136] = b"00000000100\0"
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    _ends_in_a_sentence([("a", bytes(header) + content[512:])], tmp_path_factory)
+    _ends_in_a_sentence([("a", _with_checksum(header) + content[512:])], tmp_path_factory)
+
+
+@PLAIN
+@given(
+    members=st.lists(
+        st.tuples(
+            st.sampled_from([*HEADERS.values(), tarfile.GNUTYPE_SPARSE, tarfile.REGTYPE]),
+            st.lists(st.sampled_from([*HOSTILE_RECORDS.values(), _record(b"path=a")])).map(b"".join)
+            | st.binary(max_size=600),
+            st.sampled_from([b"", b"\xff" * 12, b"7" * 11, b"\x80"]),
+        ),
+        max_size=6,
+    )
+)
+def test_random_headers_end_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, members: list[tuple[bytes, bytes, bytes]]
+) -> None:
+    tar = b"".join(_tar_member("a.txt", content, kind, size) for kind, content, size in members)
+    _ends_in_a_sentence([("a", tar + END)], tmp_path_factory)
 
 
 def _ends_in_a_sentence(files: Files, factory: pytest.TempPathFactory) -> None:

@@ -12,10 +12,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.adapters import intake as intake_module
-from app.adapters.archive import UploadedFile
 from app.adapters.intake import Intake
 from app.adapters.registry import AdapterRegistry, Adapters
 from app.adapters.sources import HubRepository
+from app.adapters.staging import UploadedFile
 from app.errors import (
     AdapterConflict,
     AdapterError,

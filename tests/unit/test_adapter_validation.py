@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.adapters.archive import UploadedFile, stage_files
+from app.adapters.staging import UploadedFile, stage_files
 from app.adapters.validation import digest_of, validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture, ModuleShape

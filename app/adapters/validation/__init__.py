@@ -7,7 +7,6 @@ are read one at a time, each only after its shape is known to be right.
 import hashlib
 from pathlib import Path
 
-from app.adapters.archive import FILES
 from app.adapters.validation.config import LoRAConfig, check_base_model, read_config
 from app.adapters.validation.lora import check_lora
 from app.adapters.validation.soft_prompt import check_soft_prompt
@@ -15,7 +14,7 @@ from app.adapters.validation.tensors import open_weights
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture
 from app.errors import AdapterRejected
-from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
+from softserve.schema.adapters import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
 
 
@@ -31,10 +30,10 @@ def validate(
         AdapterRejected: the first thing that is wrong, and what to do.
         AdapterTooLarge: the header of the weights is above 16 MiB.
     """
-    for name in FILES:
+    for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise AdapterRejected(f"{name} is missing: send it with the other file")
-    size_bytes = sum((folder / name).stat().st_size for name in FILES)
+    size_bytes = sum((folder / name).stat().st_size for name in ADAPTER_FILES)
     config = read_config(folder / CONFIG_FILE)
     if not force:
         check_base_model(config, architecture.names)
@@ -66,7 +65,7 @@ def digest_of(folder: Path) -> str:
     ASCII, a zero byte, its length in bytes as 8 bytes with the highest first, and its content.
     """
     digest = hashlib.sha256()
-    for name in sorted(FILES):
+    for name in sorted(ADAPTER_FILES):
         with (folder / name).open("rb") as file:
             digest.update(name.encode() + b"\0" + (folder / name).stat().st_size.to_bytes(8, "big"))
             hashlib.file_digest(file, lambda: digest)

@@ -11,7 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from app.adapters.archive import UploadedFile
+from app.adapters.staging import UploadedFile
 from app.errors import InvalidRequest
 from app.http.administration import Administrator
 from app.http.answers import adapter_out
