@@ -6,7 +6,7 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
 from app.adapters.registry import Registry
-from app.serving.few_shot import InContext
+from app.serving.few_shot import FewShot
 from app.serving.service import Service
 from app.serving.warming import LiveTemplates
 from app.templates.registry import TemplateRegistry
@@ -46,9 +46,9 @@ async def _service(request: Request) -> Service:
     return service
 
 
-async def _in_context(request: Request) -> InContext:
-    in_context: InContext = request.app.state.in_context
-    return in_context
+async def _few_shot(request: Request) -> FewShot:
+    few_shot: FewShot = request.app.state.few_shot
+    return few_shot
 
 
 async def _live_templates(request: Request) -> LiveTemplates:
@@ -62,7 +62,7 @@ async def _request_id(request: Request) -> str:
 
 
 TheService = Annotated[Service, Depends(_service)]
-TheInContext = Annotated[InContext, Depends(_in_context)]
+TheFewShot = Annotated[FewShot, Depends(_few_shot)]
 TheLiveTemplates = Annotated[LiveTemplates, Depends(_live_templates)]
 RequestId = Annotated[str, Depends(_request_id)]
 

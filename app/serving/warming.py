@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from app.adapters.registry import Registry
-from app.engine.generation import PromptFormat, resolve_sampling
+from app.engine.generation import PromptStyle, resolve_sampling
 from app.engine.protocol import Decoding, Engine, Prompt
 from app.errors import SoftserveError
 from app.serving.service import prompt_of, tokenize
@@ -54,7 +54,7 @@ class LiveTemplates:
                 return
             texts = template.compiled.examples.texts[: fields.max_shots]
             text = template.compiled.shared_prefix(texts)
-            as_chat = PromptFormat(fields.use_chat_template, fields.system)
+            as_chat = PromptStyle(fields.use_chat_template, fields.system)
             async with self._registry.lease(fields.adapter, fields.soft_prompt) as adapters:
                 token_ids = await tokenize(self._engine, text, as_chat)
                 room = self._engine.info.context_window - adapters.num_virtual_tokens - 1

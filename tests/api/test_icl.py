@@ -121,7 +121,7 @@ async def test_selection(icl: Icl) -> None:
     assert (await shown(shots=2, selection="similar", inputs={"text": "warm"}))[-1] == 2
     assert len(await shown(shots=2, selection="diverse")) == 2
     seeds = [await shown(shots=1, selection="random", selection_seed=seed) for seed in range(9)]
-    assert len({tuple(places) for places in seeds}) > 1
+    assert len({tuple(indices) for indices in seeds}) > 1
     assert seeds[4] == await shown(shots=1, selection="random", selection_seed=4)
 
 
