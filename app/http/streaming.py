@@ -20,6 +20,7 @@ from app.http.answers import adapters_used, prompt_used, template_used
 from app.http.dependencies import json_answer
 from app.http.errors import describe
 from app.serving.generation import Generation
+from app.tasks import end
 from softserve.schema.generation import (
     AnswerFields,
     CompletionOut,
@@ -63,9 +64,7 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             raise ClientDisconnect
         return await working
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await end((working, leaving))
 
 
 async def _disconnected(receive: Receive) -> None:

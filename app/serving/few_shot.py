@@ -19,6 +19,7 @@ from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampli
 from app.errors import ContextWindowExceeded, InvalidRequest, TemplateRejected
 from app.serving.generation import FewShotPrompt, FewShotPrompts, Generation
 from app.serving.service import Service, exact_text, prompt_of, tokenize
+from app.tasks import gather
 from app.templates.compilation import ExampleSet, text_of_inputs
 from app.templates.fitting import most_shots_that_fit
 from app.templates.labels import score_labels
@@ -151,8 +152,8 @@ class FewShot:
     async def _fitted(self, plan: _Plan, adapters: Adapters) -> FewShotPrompts:
         """Every prompt, with as many examples as fit."""
         indices = range(len(plan.asked.inputs))
-        prompts = await asyncio.gather(*(self._fit(plan, adapters, index) for index in indices))
-        return FewShotPrompts(plan.template, plan.examples, plan.num_shots, tuple(prompts))
+        prompts = await gather(self._fit(plan, adapters, index) for index in indices)
+        return FewShotPrompts(plan.template, plan.examples, plan.num_shots, prompts)
 
     async def _fit(self, plan: _Plan, adapters: Adapters, index: int) -> FewShotPrompt:
         draft = await asyncio.to_thread(_draft, plan, plan.asked.inputs[index])
@@ -208,10 +209,8 @@ class FewShot:
         """The same prompts, with the scores of their labels."""
         if not plan.template.compiled.template.labels:
             return fitted
-        prompts = await asyncio.gather(
-            *(self._score(plan, adapters, prompt) for prompt in fitted.prompts)
-        )
-        return replace(fitted, prompts=tuple(prompts))
+        prompts = await gather(self._score(plan, adapters, prompt) for prompt in fitted.prompts)
+        return replace(fitted, prompts=prompts)
 
     async def _score(self, plan: _Plan, adapters: Adapters, prompt: FewShotPrompt) -> FewShotPrompt:
         with_special_tokens = not plan.style.use_chat_template

@@ -17,6 +17,7 @@ from app.serving.generation import Generation
 from app.serving.inspection import Distribution, inspect_distribution
 from app.serving.ledger import Ledger
 from app.serving.merging import merge
+from app.tasks import gather
 from app.telemetry.metrics import Metrics
 from softserve.schema.controls import Sampling
 from softserve.schema.server import Limits
@@ -60,8 +61,8 @@ class Service:
             Unavailable: the server is full, starting, draining, or its engine has died.
         """
         async with self.admit(request) as (adapters, ledger):
-            prompts = await asyncio.gather(
-                *(self._prompt(index, text, style, adapters) for index, text in enumerate(texts))
+            prompts = await gather(
+                self._prompt(index, text, style, adapters) for index, text in enumerate(texts)
             )
             async with aclosing(self.complete(request, prompts, ledger)) as chunks:
                 yield Generation(request, self.engine.info.model, adapters, ledger, chunks)

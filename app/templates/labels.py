@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import InvalidRequest
+from app.tasks import gather
 
 # Any next-token distribution is as large as the vocabulary.
 SCORED_AT_ONCE = 8
@@ -71,7 +72,7 @@ async def score_labels(
     # The shortest first and alone: the others find it in the prefix cache.
     first, *others = sorted(prefixes, key=len)
     scores = {first: await score(first)}
-    scores |= dict(zip(others, await asyncio.gather(*map(score, others)), strict=True))
+    scores |= dict(zip(others, await gather(map(score, others)), strict=True))
     logprobs = np.array(
         [
             sum(scores[tuple(seq[:end])][seq[end]] for end in range(condition, len(seq)))
