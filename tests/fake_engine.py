@@ -280,10 +280,10 @@ class Completion:
         sampling = self._decoding.sampling
         if self._num_tokens < sampling.min_new_tokens:
             return False
-        places = [place for stop in sampling.stop if (place := self._text.find(stop)) >= 0]
-        if places:
-            self._text = self._text[: min(places)]
-        return bool(places)
+        starts = [start for stop in sampling.stop if (start := self._text.find(stop)) >= 0]
+        if starts:
+            self._text = self._text[: min(starts)]
+        return bool(starts)
 
     def _logprobs(self, expected: int, token: int) -> PositionLogprobs:
         logprobs = next_token_logprobs(expected)
@@ -312,8 +312,6 @@ class Completion:
             queue_seconds=0.0,
             logprobs=logprobs if self._decoding.logprobs is not None else (),
             finish_reason=reason,
-            lora=self._prompt.lora,
-            soft_prompt=self._prompt.soft_prompt,
             num_virtual_tokens=self._prompt.num_virtual_tokens,
         )
 

@@ -16,7 +16,7 @@ from softserve.schema.generation import FinishReason
 MIN_RANDOM_TEMPERATURE = 0.01
 
 # Of a completion in its request: prompt index, index.
-Place = tuple[int, int]
+CompletionKey = tuple[int, int]
 
 
 def resolve_sampling(**given: Any) -> Sampling:
@@ -62,7 +62,7 @@ def _refuse_without_effect_when_greedy(sampling: Sampling, filters: Sequence[str
 
 
 @dataclass(frozen=True, slots=True)
-class PromptFormat:
+class PromptStyle:
     """How a text becomes a prompt: as it is, or as a user message in the model's chat template.
 
     Raises:
@@ -80,28 +80,27 @@ class PromptFormat:
             )
 
 
-AS_IT_IS = PromptFormat()
+AS_IT_IS = PromptStyle()
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What a client asks: `n` completions for every prompt.
+    """What a client asks: `n` completions for every prompt, whatever the prompts are made from.
 
     `logprobs` is the number of most likely tokens to report per position (None: report nothing).
     `adapter` and `soft_prompt` are each a name, or `name@version`.
     """
 
     request_id: str
-    prompts: tuple[str, ...]
+    num_prompts: int
     sampling: Sampling
-    format: PromptFormat = AS_IT_IS
     logprobs: int | None = None
     adapter: str | None = None
     soft_prompt: str | None = None
 
     @property
     def num_sequences(self) -> int:
-        return len(self.prompts) * self.sampling.n
+        return self.num_prompts * self.sampling.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ class GenerationChunk:
 
     `text` holds whole characters only; `token_ids` are the tokens since the last chunk, whose text
     may still be held back. `num_cached_tokens` of the prompt and its soft prompt came from the
-    prefix cache. `lora` and `soft_prompt` are the digests of the versions that made it.
+    prefix cache.
     """
 
     prompt_index: int
@@ -139,10 +138,8 @@ class GenerationChunk:
     queue_seconds: float
     logprobs: tuple[PositionLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
-    lora: str | None = None
-    soft_prompt: str | None = None
     num_virtual_tokens: int = 0
 
     @property
-    def place(self) -> Place:
+    def key(self) -> CompletionKey:
         return self.prompt_index, self.index

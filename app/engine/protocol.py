@@ -83,7 +83,7 @@ class AdapterFiles:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A tokenized prompt, its place in the request, and the digests of its loaded adapters.
+    """A tokenized prompt, its index in the request, and the digests of its loaded adapters.
 
     `num_virtual_tokens` is the soft prompt's; they come before the prompt's own.
     """
@@ -157,7 +157,7 @@ class Engine(Protocol):
     def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
-        """Yield the chunks of all completions of one prompt. Leaving early frees their place."""
+        """Yield the chunks of all completions of one prompt. Leaving early aborts them."""
 
     async def abort_all(self) -> None:
         """End every completion in flight, with the text it has and finish_reason `abort`."""

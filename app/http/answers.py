@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from app.adapters.registry import AdapterRegistry
-from app.engine.generation import GenerationChunk, GenerationRequest
-from app.engine.protocol import Prompt
-from app.serving.few_shot import FewShotPrompt, Preparation
-from app.serving.service import InspectionRequest
+from app.adapters.registry import AdapterRegistry, Adapters
+from app.serving.generation import FewShotPrompt, FewShotPrompts
 from app.templates.labels import LabelScore
-from app.templates.registry import TemplateRegistry
+from app.templates.registry import ResolvedTemplate, TemplateRegistry
 from app.versions.records import Entry, Record
 from softserve.schema.adapters import AdapterOut, VersionOut
 from softserve.schema.generation import AdapterUsed
@@ -24,18 +21,13 @@ from softserve.schema.icl import (
 from softserve.schema.templates import Template, TemplateOut, TemplateSummary
 
 
-def adapters_used(
-    asked: GenerationRequest | InspectionRequest, ran: GenerationChunk | Prompt
-) -> dict[str, AdapterUsed]:
+def adapters_used(adapters: Adapters) -> dict[str, AdapterUsed]:
     """The fields of an answer that name the versions it was made with."""
-    fields = {
-        "adapter": (asked.adapter, ran.lora),
-        "soft_prompt": (asked.soft_prompt, ran.soft_prompt),
-    }
+    fields = {"adapter": adapters.lora, "soft_prompt": adapters.soft_prompt}
     return {
-        field: AdapterUsed(name=reference.partition("@")[0], version=digest)
-        for field, (reference, digest) in fields.items()
-        if reference is not None and digest is not None
+        field: AdapterUsed(name=used.name, version=used.version.digest)
+        for field, used in fields.items()
+        if used is not None
     }
 
 
@@ -102,32 +94,35 @@ def _version_fields(record: Record, entry: Entry) -> dict[str, Any]:
     }
 
 
-def template_used(prepared: Preparation) -> TemplateUsed:
-    return TemplateUsed(name=prepared.template.name, version=prepared.template.version)
+def template_used(template: ResolvedTemplate) -> TemplateUsed:
+    return TemplateUsed(name=template.name, version=template.version)
 
 
-def prompt_used(prepared: Preparation, prompt: FewShotPrompt) -> PromptUsed:
-    return PromptUsed(**_prompt_fields(prepared, prompt))
+def prompt_used(few_shot: FewShotPrompts, index: int) -> PromptUsed:
+    return PromptUsed(**_prompt_fields(few_shot, few_shot.prompts[index]))
 
 
-def rendered_prompt(prepared: Preparation, prompt: FewShotPrompt) -> RenderedPrompt:
-    return RenderedPrompt(
-        **_prompt_fields(prepared, prompt),
-        prompt=prompt.text,
-        left_out=_left_out(prepared, prompt),
-    )
+def rendered_prompts(few_shot: FewShotPrompts) -> list[RenderedPrompt]:
+    return [
+        RenderedPrompt(
+            **_prompt_fields(few_shot, prompt),
+            prompt=prompt.text,
+            left_out=_left_out(few_shot, prompt),
+        )
+        for prompt in few_shot.prompts
+    ]
 
 
-def _prompt_fields(prepared: Preparation, prompt: FewShotPrompt) -> dict[str, Any]:
+def _prompt_fields(few_shot: FewShotPrompts, prompt: FewShotPrompt) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "prompt_index": prompt.index,
-        "prompt_tokens": prompt.num_tokens,
-        "virtual_tokens": prompt.num_virtual_tokens,
+        "prompt_index": prompt.prompt.index,
+        "prompt_tokens": len(prompt.prompt.token_ids),
+        "virtual_tokens": prompt.prompt.num_virtual_tokens,
         "shots": len(prompt.shown),
         "num_dropped": len(prompt.dropped),
         "examples": [
-            ExampleUsed(place=place, example=prepared.examples.examples[place])
-            for place in prompt.shown
+            ExampleUsed(place=index, example=few_shot.examples.examples[index])
+            for index in prompt.shown
         ],
     }
     if prompt.labels:
@@ -135,13 +130,13 @@ def _prompt_fields(prepared: Preparation, prompt: FewShotPrompt) -> dict[str, An
     return fields
 
 
-def _left_out(prepared: Preparation, prompt: FewShotPrompt) -> list[ExampleUsed]:
+def _left_out(few_shot: FewShotPrompts, prompt: FewShotPrompt) -> list[ExampleUsed]:
     reasons = dict.fromkeys(prompt.dropped, "it did not fit into the context window")
-    num_asked = f"{prepared.num_shots} were asked for"
+    num_asked = f"{few_shot.num_shots} were asked for"
     return [
-        ExampleUsed(place=place, example=example, why=reasons.get(place, num_asked))
-        for place, example in enumerate(prepared.examples.examples)
-        if place not in prompt.shown
+        ExampleUsed(place=index, example=example, why=reasons.get(index, num_asked))
+        for index, example in enumerate(few_shot.examples.examples)
+        if index not in prompt.shown
     ]
 
 

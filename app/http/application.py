@@ -15,7 +15,7 @@ from app.http import routes
 from app.http.errors import install_error_handlers
 from app.http.middleware import BodyLimit, RequestContext
 from app.serving.admission import Admission
-from app.serving.few_shot import InContext
+from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
 from app.serving.service import Service
 from app.serving.warming import Warming
@@ -88,7 +88,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.service = service
-    app.state.in_context = InContext(service, templates)
+    app.state.few_shot = FewShot(service, templates)
     app.state.templates = templates
     app.state.warming = warming
     app.state.adapters = adapters

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from app.adapters.intake import Intake
 from app.adapters.registry import AdapterRegistry
-from app.serving.few_shot import InContext
+from app.serving.few_shot import FewShot
 from app.serving.service import Service
 from app.serving.warming import Warming
 from app.templates.registry import TemplateRegistry
@@ -47,9 +47,9 @@ async def _service(request: Request) -> Service:
     return service
 
 
-async def _in_context(request: Request) -> InContext:
-    in_context: InContext = request.app.state.in_context
-    return in_context
+async def _few_shot(request: Request) -> FewShot:
+    few_shot: FewShot = request.app.state.few_shot
+    return few_shot
 
 
 async def _warming(request: Request) -> Warming:
@@ -63,7 +63,7 @@ async def _request_id(request: Request) -> str:
 
 
 TheService = Annotated[Service, Depends(_service)]
-TheInContext = Annotated[InContext, Depends(_in_context)]
+TheFewShot = Annotated[FewShot, Depends(_few_shot)]
 TheWarming = Annotated[Warming, Depends(_warming)]
 RequestId = Annotated[str, Depends(_request_id)]
 

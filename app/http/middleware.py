@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.errors import describe
+from app.serving.ledger import Ledger
 from app.telemetry.metrics import Metrics, Outcome
 
 log = structlog.get_logger(__name__)
@@ -57,6 +58,7 @@ class RequestContext:
                     await JSONResponse(body, code)(scope, receive, send_with_id)
             finally:
                 outcome: Outcome = state.get("outcome") or _outcome_of(status)
+                ledger: Ledger | None = state.get("ledger")
                 self.metrics.requests.labels(_endpoint(scope), outcome).inc()
                 # Probes come every few seconds: they would bury the rest.
                 record = log.debug if scope["method"] == "GET" else log.info
@@ -67,6 +69,7 @@ class RequestContext:
                     status=status,
                     outcome=outcome,
                     duration_ms=round((time.perf_counter() - started) * 1000, 1),
+                    **({} if ledger is None else ledger.summary()),
                 )
 
 

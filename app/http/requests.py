@@ -1,9 +1,8 @@
 """From the wire to the domain: what a body asks for."""
 
-from app.engine.generation import GenerationRequest, PromptFormat, resolve_sampling
-from app.serving.few_shot import InContextRequest
-from app.serving.service import InspectionRequest
-from softserve.schema.controls import AdapterChoice
+from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
+from app.serving.few_shot import FewShotRequest
+from softserve.schema.controls import AdapterChoice, PromptControls
 from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
 from softserve.schema.inspection import InspectBody
@@ -13,8 +12,7 @@ def generation_request(body: GenerateBody, request_id: str) -> GenerationRequest
     """Raises `InvalidRequest`."""
     return GenerationRequest(
         request_id=request_id,
-        prompts=tuple(body.prompt),
-        format=PromptFormat(body.use_chat_template, body.system),
+        num_prompts=len(body.prompt),
         sampling=resolve_sampling(**body.sampling_given()),
         logprobs=body.logprobs,
         adapter=body.adapter,
@@ -22,22 +20,25 @@ def generation_request(body: GenerateBody, request_id: str) -> GenerationRequest
     )
 
 
-def inspection_request(body: InspectBody, request_id: str) -> InspectionRequest:
-    """Raises `InvalidRequest`."""
-    return InspectionRequest(
+def inspection_request(body: InspectBody, request_id: str) -> GenerationRequest:
+    """The request for the one token that is inspected. Raises `InvalidRequest`."""
+    return GenerationRequest(
         request_id=request_id,
-        prompt=body.prompt,
-        format=PromptFormat(body.use_chat_template, body.system),
+        num_prompts=1,
         sampling=resolve_sampling(**body.sampling_given(), max_new_tokens=1),
-        num_tokens=body.num_tokens,
         adapter=body.adapter,
         soft_prompt=body.soft_prompt,
     )
 
 
-def few_shot_request(body: RenderBody, request_id: str) -> InContextRequest:
+def prompt_style(body: PromptControls) -> PromptStyle:
+    """Raises `InvalidRequest`."""
+    return PromptStyle(body.use_chat_template, body.system)
+
+
+def few_shot_request(body: RenderBody, request_id: str) -> FewShotRequest:
     """What a template is to be filled with."""
-    return InContextRequest(
+    return FewShotRequest(
         request_id=request_id,
         template=body.template,
         inputs=tuple(body.inputs),

@@ -1,6 +1,6 @@
 """Bounds the work in flight and refuses early: a full, starting, draining or dead server says so.
 
-One place holds whether the server takes work. `/health/ready` reads the same `refusal`.
+It alone knows whether the server takes work: `/health/ready` reads the same `refusal`.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ class Admission:
 
     @contextmanager
     def slot(self, num_sequences: int) -> Iterator[None]:
-        """Hold the place of `num_sequences` completions.
+        """Hold a slot for each of `num_sequences` completions.
 
         Raises:
             InvalidRequest: more than the server ever admits at once.
-            Unavailable: no place now, or the server takes no work.
+            Unavailable: fewer slots are free, or the server takes no work.
         """
         if self.refusal is not None:
             raise self.refusal

@@ -5,40 +5,38 @@ if there are any; the rest is a generation like any other.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from app.adapters.registry import Adapters
-from app.engine.generation import GenerationChunk, GenerationRequest, PromptFormat, resolve_sampling
-from app.engine.protocol import Engine, Prompt
+from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
 from app.errors import ContextWindowExceeded, InvalidRequest, TemplateRejected
-from app.serving.service import Service, prompt_of, tokenize
-from app.templates.compilation import CompiledTemplate, ExampleSet, text_of_inputs
+from app.serving.generation import FewShotPrompt, FewShotPrompts, Generation
+from app.serving.service import Service, exact_text, prompt_of, tokenize
+from app.tasks import gather
+from app.templates.compilation import ExampleSet, text_of_inputs
 from app.templates.fitting import most_shots_that_fit
-from app.templates.labels import LabelScore, score_labels
+from app.templates.labels import score_labels
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
 from app.templates.selection import as_shown, most_useful
 from softserve.schema.templates import Example, Inputs, Selection, Shots, Template
-
-log = structlog.get_logger(__name__)
 
 # One idea with several fields: a request that gives one of them replaces a template's of them all.
 RANDOM_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "seed", "n"}
 
 
 @dataclass(frozen=True, slots=True)
-class InContextRequest:
+class FewShotRequest:
     """What a client asks.
 
     `template` is a name, `name@version`, or a template. `sampling`, `adapters` hold what was given:
-    the template's own defaults fill in the rest. `examples` take the place of the template's.
+    the template's own defaults fill in the rest. `examples` are used instead of the template's.
     """
 
     request_id: str
@@ -54,52 +52,28 @@ class InContextRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class FewShotPrompt:
-    """A prompt as the model gets it.
+class _Plan:
+    """A request whose template is known: everything but the prompts, which take tokens to make."""
 
-    `shown` are the places of the examples in it, in its order; `dropped` of those that were chosen
-    and did not fit.
-    """
-
-    index: int
-    text: str
-    num_tokens: int
-    num_virtual_tokens: int
-    shown: tuple[int, ...]
-    dropped: tuple[int, ...]
-    labels: tuple[LabelScore, ...] = ()
+    asked: FewShotRequest
+    template: ResolvedTemplate
+    examples: ExampleSet
+    num_shots: int
+    selection: Selection
+    style: PromptStyle
+    request: GenerationRequest
 
 
-class Preparation:
-    """A request whose template is known; `prompts` are there once they have been fitted."""
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A prompt without its examples. `chosen` are their indices, most useful first."""
 
-    def __init__(
-        self,
-        asked: InContextRequest,
-        template: ResolvedTemplate,
-        examples: ExampleSet,
-        num_shots: int,
-        selection: Selection,
-        request: GenerationRequest,
-    ) -> None:
-        self.asked = asked
-        self.template = template
-        self.examples = examples
-        self.num_shots = num_shots
-        self.selection = selection
-        self.request = request
-        self.prompts: list[FewShotPrompt] = []
-
-    @property
-    def compiled(self) -> CompiledTemplate:
-        return self.template.compiled
-
-    def continuations(self, index: int) -> list[str]:
-        """The texts of the labels as they follow one of the queries. Raises `InvalidRequest`."""
-        return self.compiled.continuations(self.asked.inputs[index], self.request.prompts[index])
+    query: str
+    continuations: tuple[str, ...]
+    chosen: list[int]
 
 
-class InContext:
+class FewShot:
     """The operations on templates that need the model."""
 
     def __init__(self, service: Service, templates: TemplateRegistry) -> None:
@@ -107,23 +81,40 @@ class InContext:
         self._engine = service.engine
         self._templates = templates
 
-    async def prepare(self, asked: InContextRequest) -> Preparation:
-        """Resolve what a request names, and check what can be without tokens.
+    @asynccontextmanager
+    async def generate(self, asked: FewShotRequest) -> AsyncIterator[Generation]:
+        """As `Service.generate`, which says more of what is raised.
 
         Raises:
             TemplateNotFound: no such template or version.
             TemplateRejected: the template, or an example, is invalid.
             InvalidRequest: inputs, shots, selection or controls are wrong.
-            Unavailable: the server takes no work.
+            ContextWindowExceeded: an input does not fit even with zero shots.
         """
+        plan = await self._resolve(asked)
+        request = plan.request
+        async with self._service.admit(request) as (adapters, ledger):
+            few_shot = await self._scored(plan, adapters, await self._fitted(plan, adapters))
+            prompts = [each.prompt for each in few_shot.prompts]
+            async with aclosing(self._service.complete(request, prompts, ledger)) as chunks:
+                model = self._engine.info.model
+                yield Generation(request, model, adapters, ledger, chunks, few_shot)
+
+    async def render(self, asked: FewShotRequest) -> FewShotPrompts:
+        """Make the prompts, and generate nothing. Raises as `generate` does."""
+        plan = await self._resolve(asked)
+        async with self._service.admit(plan.request) as (adapters, _):
+            return await self._fitted(plan, adapters)
+
+    async def _resolve(self, asked: FewShotRequest) -> _Plan:
+        """What a request names, and all that can be checked without tokens."""
         self._service.check_serving()
-        template = await self._resolve(asked.template)
+        template = await self._find(asked.template)
         compiled, fields = template.compiled, template.compiled.template
         for index, inputs in enumerate(asked.inputs):
-            compiled.check_inputs(inputs, _which(index, len(asked.inputs)))
-        if asked.examples is None:
-            examples = compiled.examples
-        else:
+            compiled.check_inputs(inputs, _which(index, asked))
+        examples = compiled.examples
+        if asked.examples is not None:
             examples = await asyncio.to_thread(compiled.example_set, asked.examples)
         selection = asked.selection or fields.selection
         if asked.selection_seed is not None and selection != "random":
@@ -133,40 +124,23 @@ class InContext:
                 param="selection_seed",
             )
         adapters = {"adapter": fields.adapter, "soft_prompt": fields.soft_prompt, **asked.adapters}
-        queries = await asyncio.to_thread(
-            lambda: tuple(compiled.query(inputs) for inputs in asked.inputs)
+        return _Plan(
+            asked=asked,
+            template=template,
+            examples=examples,
+            num_shots=_num_shots(asked.shots, len(examples), fields.max_shots),
+            selection=selection,
+            style=PromptStyle(fields.use_chat_template, fields.system),
+            request=GenerationRequest(
+                request_id=asked.request_id,
+                num_prompts=len(asked.inputs),
+                sampling=resolve_sampling(**_sampling(fields, asked.sampling)),
+                logprobs=asked.logprobs,
+                **adapters,
+            ),
         )
-        request = GenerationRequest(
-            request_id=asked.request_id,
-            prompts=queries,
-            sampling=resolve_sampling(**_sampling(fields, asked.sampling)),
-            format=PromptFormat(fields.use_chat_template, fields.system),
-            logprobs=asked.logprobs,
-            **adapters,
-        )
-        num_shots = _num_shots(asked.shots, len(examples), fields.max_shots)
-        return Preparation(asked, template, examples, num_shots, selection, request)
 
-    async def render(self, prepared: Preparation) -> list[Prompt]:
-        """Make the prompts, and generate nothing. Raises as `generate` does."""
-        async with self._service.holding(prepared.request) as adapters:
-            return await self._encode(prepared, adapters, with_labels=False)
-
-    async def generate(self, prepared: Preparation) -> AsyncGenerator[GenerationChunk]:
-        """As `Service.generate`; the prompts are fitted before the first chunk.
-
-        Raises:
-            ContextWindowExceeded: an input does not fit even with zero shots.
-        """
-
-        async def encode(adapters: Adapters) -> list[Prompt]:
-            return await self._encode(prepared, adapters, with_labels=True)
-
-        async with aclosing(self._service.generate(prepared.request, encode)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def _resolve(self, template: str | Template) -> ResolvedTemplate:
+    async def _find(self, template: str | Template) -> ResolvedTemplate:
         if isinstance(template, str):
             return await self._templates.resolve(template)
         try:
@@ -175,137 +149,102 @@ class InContext:
             raise TemplateRejected(error.message, param="template") from error
         return ResolvedTemplate(None, template.digest, compiled)
 
-    async def _encode(
-        self, prepared: Preparation, adapters: Adapters, *, with_labels: bool
-    ) -> list[Prompt]:
-        """Fit every prompt, score its labels, and keep what is told of it."""
-        fitted = await asyncio.gather(
-            *(self._fit(prepared, adapters, index) for index in range(len(prepared.asked.inputs)))
-        )
-        prepared.prompts = [described for described, _ in fitted]
-        if with_labels and prepared.compiled.template.labels:
-            numbers = count()
-            prepared.prompts = await asyncio.gather(
-                *(self._scored(prepared, adapters, each, numbers) for each in prepared.prompts)
-            )
-        return [prompt for _, prompt in fitted]
+    async def _fitted(self, plan: _Plan, adapters: Adapters) -> FewShotPrompts:
+        """Every prompt, with as many examples as fit."""
+        indices = range(len(plan.asked.inputs))
+        prompts = await gather(self._fit(plan, adapters, index) for index in indices)
+        return FewShotPrompts(plan.template, plan.examples, plan.num_shots, prompts)
 
-    async def _fit(
-        self, prepared: Preparation, adapters: Adapters, index: int
-    ) -> tuple[FewShotPrompt, Prompt]:
-        """The prompt of one of the inputs, with as many examples as fit."""
-        chosen = await asyncio.to_thread(
-            most_useful,
-            prepared.selection,
-            prepared.examples,
-            prepared.num_shots,
-            text_of_inputs(prepared.asked.inputs[index]),
-            prepared.asked.selection_seed or 0,
-        )
-        draft = _Draft(self._engine, prepared, index, chosen)
-        num_kept = await self._num_kept(prepared, index)
-        room = self._engine.info.context_window - adapters.num_virtual_tokens - num_kept
-        num_shots, token_ids = await most_shots_that_fit(len(chosen), draft.tokens, room)
+    async def _fit(self, plan: _Plan, adapters: Adapters, index: int) -> FewShotPrompt:
+        draft = await asyncio.to_thread(_draft, plan, plan.asked.inputs[index])
+
+        def shown(num_shots: int) -> list[int]:
+            return as_shown(plan.selection, draft.chosen[:num_shots])
+
+        def text(num_shots: int) -> str:
+            examples = [plan.examples.texts[each] for each in shown(num_shots)]
+            return plan.template.compiled.prompt(examples, draft.query)
+
+        async def tokens(num_shots: int) -> list[int]:
+            return await tokenize(self._engine, text(num_shots), plan.style)
+
+        num_behind = await self._num_behind(draft, plan.request.sampling.max_new_tokens)
+        room = self._engine.info.context_window - adapters.num_virtual_tokens - num_behind
+        num_shots, token_ids = await most_shots_that_fit(len(draft.chosen), tokens, room)
         if (excess := len(token_ids) - room) > 0:
-            raise self._too_long(prepared, adapters, index, len(token_ids), excess)
-        described = FewShotPrompt(
-            index=index,
-            text=draft.exact_text(num_shots),
-            num_tokens=len(token_ids),
-            num_virtual_tokens=adapters.num_virtual_tokens,
-            shown=tuple(draft.shown(num_shots)),
-            dropped=tuple(chosen[num_shots:]),
+            raise self._too_long(plan, adapters, index, len(token_ids), excess)
+        return FewShotPrompt(
+            prompt=prompt_of(index, token_ids, adapters),
+            text=exact_text(self._engine, text(num_shots), plan.style),
+            shown=tuple(shown(num_shots)),
+            dropped=tuple(draft.chosen[num_shots:]),
+            continuations=draft.continuations,
         )
-        return described, prompt_of(index, token_ids, adapters)
 
-    async def _num_kept(self, prepared: Preparation, index: int) -> int:
+    async def _num_behind(self, draft: _Draft, max_new_tokens: int) -> int:
         """The tokens that have to fit behind a prompt: a completion, and each of the labels."""
         labels = [
             # One more, because tokens may fall otherwise where prompt and label meet.
             1 + len(await self._engine.tokenize(text, add_special_tokens=False))
-            for text in prepared.continuations(index)
+            for text in draft.continuations
         ]
-        return max([prepared.request.sampling.max_new_tokens, *labels])
+        return max([max_new_tokens, *labels])
 
     def _too_long(
-        self,
-        prepared: Preparation,
-        adapters: Adapters,
-        index: int,
-        num_tokens: int,
-        excess: int,
+        self, plan: _Plan, adapters: Adapters, index: int, num_tokens: int, excess: int
     ) -> ContextWindowExceeded:
-        soft_prompt = (
-            f", its soft prompt has {adapters.num_virtual_tokens:,}"
-            if adapters.num_virtual_tokens
-            else ""
-        )
+        num_virtual = adapters.num_virtual_tokens
         return ContextWindowExceeded(
-            f"{_which(index, len(prepared.asked.inputs))} with zero shots make a prompt of "
-            f"{num_tokens:,} tokens{soft_prompt} and max_new_tokens is "
-            f"{prepared.request.sampling.max_new_tokens:,}; the context window is "
-            f"{self._engine.info.context_window:,}: shorten the inputs by {excess:,} tokens, or "
-            "lower max_new_tokens",
+            f"{_which(index, plan.asked)} with zero shots make a prompt of {num_tokens:,} tokens"
+            + (f", its soft prompt has {num_virtual:,}" if num_virtual else "")
+            + f" and max_new_tokens is {plan.request.sampling.max_new_tokens:,}; the context "
+            f"window is {self._engine.info.context_window:,}: shorten the inputs by {excess:,} "
+            "tokens, or lower max_new_tokens",
             param="inputs",
         )
 
     async def _scored(
-        self,
-        prepared: Preparation,
-        adapters: Adapters,
-        prompt: FewShotPrompt,
-        numbers: "count[int]",
-    ) -> FewShotPrompt:
-        """The prompt with the scores of its labels."""
-        is_chat = prepared.request.format.use_chat_template
+        self, plan: _Plan, adapters: Adapters, fitted: FewShotPrompts
+    ) -> FewShotPrompts:
+        """The same prompts, with the scores of their labels."""
+        if not plan.template.compiled.template.labels:
+            return fitted
+        prompts = await gather(self._score(plan, adapters, prompt) for prompt in fitted.prompts)
+        return replace(fitted, prompts=prompts)
+
+    async def _score(self, plan: _Plan, adapters: Adapters, prompt: FewShotPrompt) -> FewShotPrompt:
+        with_special_tokens = not plan.style.use_chat_template
         sequences = [
-            await self._engine.tokenize(prompt.text + each, add_special_tokens=not is_chat)
-            for each in prepared.continuations(prompt.index)
+            await self._engine.tokenize(prompt.text + each, add_special_tokens=with_special_tokens)
+            for each in prompt.continuations
         ]
+        numbers = count()
 
         async def next_token_logprobs(token_ids: list[int]) -> NDArray[np.float32]:
-            request_id = f"{prepared.request.request_id}-label"
+            request_id = f"{plan.request.request_id}-label-{prompt.prompt.index}"
             asked = prompt_of(next(numbers), token_ids, adapters)
             return await self._engine.next_token_logprobs(request_id, asked)
 
-        labels = prepared.compiled.template.labels
-        scores = await score_labels(labels, sequences, next_token_logprobs)
-        return replace(prompt, labels=scores)
+        labels = plan.template.compiled.template.labels
+        return replace(prompt, labels=await score_labels(labels, sequences, next_token_logprobs))
 
 
-class _Draft:
-    """The prompts that one of the inputs can have, by their number of shots."""
-
-    def __init__(
-        self, engine: Engine, prepared: Preparation, index: int, chosen: list[int]
-    ) -> None:
-        self._engine = engine
-        self._prepared = prepared
-        self._query = prepared.request.prompts[index]
-        self._format = prepared.request.format
-        self._chosen = chosen
-
-    def shown(self, num_shots: int) -> list[int]:
-        """The places of the examples, in the order of the prompt."""
-        return as_shown(self._prepared.selection, self._chosen[:num_shots])
-
-    async def tokens(self, num_shots: int) -> list[int]:
-        return await tokenize(self._engine, self._text(num_shots), self._format)
-
-    def exact_text(self, num_shots: int) -> str:
-        """What the tokens are made from, the chat template included."""
-        text = self._text(num_shots)
-        if self._format.use_chat_template:
-            return self._engine.chat_prompt(text, self._format.system)
-        return text
-
-    def _text(self, num_shots: int) -> str:
-        texts = [self._prepared.examples.texts[place] for place in self.shown(num_shots)]
-        return self._prepared.compiled.prompt(texts, self._query)
+def _draft(plan: _Plan, inputs: Inputs) -> _Draft:
+    """Raises `InvalidRequest` where the inputs cannot be put into the template."""
+    compiled = plan.template.compiled
+    query = compiled.query(inputs)
+    chosen = most_useful(
+        plan.selection,
+        plan.examples,
+        plan.num_shots,
+        text_of_inputs(inputs),
+        plan.asked.selection_seed or 0,
+    )
+    return _Draft(query, tuple(compiled.continuations(inputs, query)), chosen)
 
 
-def _which(index: int, num_inputs: int) -> str:
-    return "inputs" if num_inputs == 1 else f"inputs {index}"
+def _which(index: int, asked: FewShotRequest) -> str:
+    return "inputs" if len(asked.inputs) == 1 else f"inputs {index}"
 
 
 def _num_shots(shots: Shots, num_examples: int, max_shots: int) -> int:

@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
+from app.tasks import end
+
 T = TypeVar("T")
 
 
@@ -31,6 +33,4 @@ async def merge(sources: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
             else:
                 yield item
     finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await end(pumps)

@@ -1,42 +1,35 @@
 """What happens to a request, whatever transport it came by.
 
-Admit, resolve its adapters, tokenize, generate, record.
+Admit, hold its adapters, tokenize, generate; its ledger records.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
-from functools import partial
 
 from app.adapters.registry import AdapterRegistry, Adapters
-from app.engine.generation import AS_IT_IS, GenerationChunk, GenerationRequest, Place, PromptFormat
+from app.engine.generation import GenerationChunk, GenerationRequest, PromptStyle
 from app.engine.protocol import Decoding, Engine, Prompt
 from app.errors import ContextWindowExceeded, InvalidRequest
 from app.serving.admission import Admission
+from app.serving.generation import Generation
 from app.serving.inspection import Distribution, inspect_distribution
+from app.serving.ledger import Ledger
 from app.serving.merging import merge
+from app.tasks import gather
 from app.telemetry.metrics import Metrics
 from softserve.schema.controls import Sampling
 from softserve.schema.server import Limits
 
 
 @dataclass(frozen=True, slots=True)
-class InspectionRequest:
-    """A prompt whose next-token distribution is asked for, under these controls."""
+class Inspection:
+    """The next-token distribution after a prompt, and the adapters that it was made with."""
 
-    request_id: str
-    prompt: str
-    sampling: Sampling
-    num_tokens: int
-    format: PromptFormat = AS_IT_IS
-    adapter: str | None = None
-    soft_prompt: str | None = None
-
-
-# Makes the prompts of a request that holds these adapters.
-Encode = Callable[[Adapters], Awaitable[list[Prompt]]]
+    prompt: Prompt
+    adapters: Adapters
+    distribution: Distribution
 
 
 class Service:
@@ -56,89 +49,77 @@ class Service:
         self.metrics = metrics
         self.limits = limits
 
+    @asynccontextmanager
     async def generate(
-        self, request: GenerationRequest, encode: Encode | None = None
-    ) -> AsyncGenerator[GenerationChunk]:
-        """Yield the chunks of all completions as they come. Leaving early frees their place.
-
-        `encode` makes the prompts in place of the request's texts, one for each of them.
+        self, request: GenerationRequest, texts: Sequence[str], style: PromptStyle
+    ) -> AsyncIterator[Generation]:
+        """Complete these texts. Leaving early aborts what is still running.
 
         Raises:
             AdapterError: a named adapter is not there, or cannot be loaded.
             InvalidRequest: a prompt does not fit, or the model cannot honour a control.
             Unavailable: the server is full, starting, draining, or its engine has died.
         """
-        async with self.holding(request) as adapters:
-            prompts = await (encode or partial(self._encode_all, request))(adapters)
-            for prompt in prompts:
-                self._check_fits(prompt, request.sampling, len(prompts))
-            decoding = Decoding(request.sampling, request.logprobs)
-            sources = [
-                self.engine.generate(request.request_id, prompt, decoding) for prompt in prompts
-            ]
-            observe = self._observer()
-            async with aclosing(sources[0] if len(sources) == 1 else merge(sources)) as chunks:
-                async for chunk in chunks:
-                    observe(chunk)
-                    yield chunk
-
-    async def inspect(self, request: InspectionRequest) -> tuple[Prompt, Distribution]:
-        """The next-token distribution after a prompt. Raises as `generate` does."""
-        async with (
-            self._admitted(1),
-            self.registry.lease(request.adapter, request.soft_prompt) as adapters,
-        ):
-            self._check_top_k(request.sampling)
-            prompt = await self._encode(0, request.prompt, request.format, adapters)
-            self._check_fits(prompt, request.sampling, 1)
-            logprobs = await self.engine.next_token_logprobs(request.request_id, prompt)
-            return prompt, await asyncio.to_thread(
-                inspect_distribution, logprobs, request.sampling, request.num_tokens
+        async with self.admit(request) as (adapters, ledger):
+            prompts = await gather(
+                self._prompt(index, text, style, adapters) for index, text in enumerate(texts)
             )
+            async with aclosing(self.complete(request, prompts, ledger)) as chunks:
+                yield Generation(request, self.engine.info.model, adapters, ledger, chunks)
+
+    async def inspect(
+        self, request: GenerationRequest, text: str, style: PromptStyle, num_tokens: int
+    ) -> Inspection:
+        """What the request's controls do to the token after a text. Raises as `generate` does."""
+        async with self.admit(request) as (adapters, _):
+            prompt = await self._prompt(0, text, style, adapters)
+            self._check_fits(prompt, request)
+            logprobs = await self.engine.next_token_logprobs(request.request_id, prompt)
+            distribution = await asyncio.to_thread(
+                inspect_distribution, logprobs, request.sampling, num_tokens
+            )
+            return Inspection(prompt, adapters, distribution)
 
     @asynccontextmanager
-    async def holding(self, request: GenerationRequest) -> AsyncIterator[Adapters]:
-        """A place for the request, and its adapters. Raises as `generate` does."""
+    async def admit(self, request: GenerationRequest) -> AsyncIterator[tuple[Adapters, Ledger]]:
+        """Hold a request's slots and adapters. Its ledger begins. Raises as `generate` does."""
         self._check_limits(request)
-        async with (
-            self._admitted(request.num_sequences),
-            self.registry.lease(request.adapter, request.soft_prompt) as adapters,
+        with (
+            self.admission.slot(request.num_sequences),
+            self.metrics.requests_in_flight.track_inprogress(),
+            closing(Ledger(self.metrics)) as ledger,
         ):
             self._check_top_k(request.sampling)
-            yield adapters
+            async with self.registry.lease(request.adapter, request.soft_prompt) as adapters:
+                yield adapters, ledger
+
+    async def complete(
+        self, request: GenerationRequest, prompts: Sequence[Prompt], ledger: Ledger
+    ) -> AsyncGenerator[GenerationChunk]:
+        """The chunks of a request that is admitted, as they come. Raises as `generate` does."""
+        for prompt in prompts:
+            self._check_fits(prompt, request)
+        decoding = Decoding(request.sampling, request.logprobs)
+        sources = [self.engine.generate(request.request_id, prompt, decoding) for prompt in prompts]
+        async with aclosing(sources[0] if len(sources) == 1 else merge(sources)) as chunks:
+            async for chunk in chunks:
+                ledger.add(chunk)
+                yield chunk
 
     def check_serving(self) -> None:
         """Raises `Unavailable` while the server starts or drains, or its engine has died."""
         if self.admission.refusal is not None:
             raise self.admission.refusal
 
-    @asynccontextmanager
-    async def _admitted(self, num_sequences: int) -> AsyncIterator[None]:
-        """Hold a place, and show that it is held."""
-        with (
-            self.admission.slot(num_sequences),
-            self.metrics.requests_in_flight.track_inprogress(),
-            self.metrics.request_duration.time(),
-        ):
-            yield
-
-    async def _encode_all(self, request: GenerationRequest, adapters: Adapters) -> list[Prompt]:
-        return await asyncio.gather(
-            *(
-                self._encode(index, text, request.format, adapters)
-                for index, text in enumerate(request.prompts)
-            )
-        )
-
-    async def _encode(
-        self, index: int, text: str, format: PromptFormat, adapters: Adapters
+    async def _prompt(
+        self, index: int, text: str, style: PromptStyle, adapters: Adapters
     ) -> Prompt:
-        return prompt_of(index, await tokenize(self.engine, text, format), adapters)
+        return prompt_of(index, await tokenize(self.engine, text, style), adapters)
 
     def _check_limits(self, request: GenerationRequest) -> None:
         stop, limits = request.sampling.stop, self.limits
         counts = [
-            ("prompt", len(request.prompts), limits.max_prompts, "prompts"),
+            ("prompt", request.num_prompts, limits.max_prompts, "prompts"),
             ("n", request.sampling.n, limits.max_n, "completions of each prompt"),
             ("stop", len(stop), limits.max_stop_strings, "stop strings"),
             ("stop", max(map(len, stop), default=0), limits.max_stop_length, "characters in one"),
@@ -150,10 +131,10 @@ class Service:
                     param=param,
                 )
 
-    def _check_fits(self, prompt: Prompt, sampling: Sampling, num_prompts: int) -> None:
-        which = "the prompt" if num_prompts == 1 else f"prompt {prompt.index}"
+    def _check_fits(self, prompt: Prompt, request: GenerationRequest) -> None:
+        which = "the prompt" if request.num_prompts == 1 else f"prompt {prompt.index}"
         window = self.engine.info.context_window
-        num_virtual, max_new_tokens = prompt.num_virtual_tokens, sampling.max_new_tokens
+        num_virtual, max_new_tokens = prompt.num_virtual_tokens, request.sampling.max_new_tokens
         if not prompt.token_ids:
             raise InvalidRequest(f"{which} has no tokens: write something in it", param="prompt")
         num_tokens = len(prompt.token_ids) + num_virtual
@@ -180,39 +161,18 @@ class Service:
                 param="top_k",
             )
 
-    def _observer(self) -> Callable[[GenerationChunk], None]:
-        """A function that records the latencies and token counts of one request's chunks."""
-        started = time.perf_counter()
-        last_token_at: dict[Place, float] = {}
-        prompts_seen: set[int] = set()
 
-        def observe(chunk: GenerationChunk) -> None:
-            now = time.perf_counter()
-            if chunk.prompt_index not in prompts_seen:
-                prompts_seen.add(chunk.prompt_index)
-                self.metrics.prompt_tokens.inc(chunk.num_prompt_tokens)
-                self.metrics.cached_tokens.inc(chunk.num_cached_tokens)
-            num_tokens = len(chunk.token_ids)
-            if num_tokens == 0:
-                return
-            self.metrics.completion_tokens.inc(num_tokens)
-            if not last_token_at:
-                self.metrics.time_to_first_token.observe(now - started)
-            if chunk.place in last_token_at:
-                self.metrics.inter_token_latency.observe(
-                    (now - last_token_at[chunk.place]) / num_tokens
-                )
-            last_token_at[chunk.place] = now
-
-        return observe
+def exact_text(engine: Engine, text: str, style: PromptStyle) -> str:
+    """What the tokens are made from, the chat template's text included. Raises `InvalidRequest`."""
+    return engine.chat_prompt(text, style.system) if style.use_chat_template else text
 
 
-async def tokenize(engine: Engine, text: str, format: PromptFormat) -> list[int]:
-    """The token ids of a text in this format. Raises `InvalidRequest`."""
-    if format.use_chat_template:
-        chat = engine.chat_prompt(text, format.system)
-        return await engine.tokenize(chat, add_special_tokens=False)
-    return await engine.tokenize(text)
+async def tokenize(engine: Engine, text: str, style: PromptStyle) -> list[int]:
+    """The token ids of a text in this style. Raises `InvalidRequest`."""
+    # A chat template has all special tokens.
+    return await engine.tokenize(
+        exact_text(engine, text, style), add_special_tokens=not style.use_chat_template
+    )
 
 
 def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:

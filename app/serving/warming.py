@@ -6,7 +6,7 @@ from contextlib import aclosing
 import structlog
 
 from app.adapters.registry import AdapterRegistry
-from app.engine.generation import PromptFormat, resolve_sampling
+from app.engine.generation import PromptStyle, resolve_sampling
 from app.engine.protocol import Decoding, Engine, Prompt
 from app.errors import SoftserveError
 from app.serving.service import prompt_of, tokenize
@@ -42,7 +42,7 @@ class Warming:
                 return
             texts = template.compiled.examples.texts[: fields.max_shots]
             text = template.compiled.shared_prefix(texts)
-            as_chat = PromptFormat(fields.use_chat_template, fields.system)
+            as_chat = PromptStyle(fields.use_chat_template, fields.system)
             async with self._adapters.lease(fields.adapter, fields.soft_prompt) as adapters:
                 token_ids = await tokenize(self._engine, text, as_chat)
                 room = self._engine.info.context_window - adapters.num_virtual_tokens - 1

@@ -64,7 +64,7 @@ class Metrics:
         )
         self.request_duration = Histogram(
             "softserve_request_duration_seconds",
-            "From admission to the last token of a request.",
+            "From admission to the last token of a request, to its end where it has none.",
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )

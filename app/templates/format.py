@@ -161,7 +161,7 @@ class _Checker:
         self.iterated: set[str] = set()
 
     def check(self, node: nodes.Node, known: frozenset[str], *, in_loop: bool, depth: int) -> None:
-        """`known` are the variables that have a value at this place."""
+        """`known` are the variables that have a value there."""
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES or depth > MAX_DEPTH:
             raise self._refusal(node, "is too large or nested too deeply: make it simpler")

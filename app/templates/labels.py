@@ -1,8 +1,8 @@
 """How likely the model finds each label, from its own scores of the label's tokens.
 
 A label's log probability is the sum over its tokens, as they stand when prompt and label are
-tokenized together. What all of these token sequences begin with is the condition; every other place
-in them is scored with the next-token distribution there. The prompt is in the prefix cache after
+tokenized together. What all of these token sequences begin with is the condition; every other token
+is scored with the next-token distribution after its prefix. The prompt is in the prefix cache after
 the first of these, so that a label of one token costs next to nothing.
 """
 
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import InvalidRequest
+from app.tasks import gather
 
 # Any next-token distribution is as large as the vocabulary.
 SCORED_AT_ONCE = 8
-MAX_PLACES = 256
+MAX_PREFIXES = 256
 
 NextTokenLogprobs = Callable[[list[int]], Awaitable[NDArray[np.float32]]]
 
@@ -48,30 +49,30 @@ async def score_labels(
         raise InvalidRequest(
             "the prompt is too short for its labels to be scored: lengthen it", param="inputs"
         )
-    places = {
+    prefixes = {
         tuple(sequence[:end]) for sequence in sequences for end in range(condition, len(sequence))
     }
-    if len(places) > MAX_PLACES:
+    if len(prefixes) > MAX_PREFIXES:
         raise InvalidRequest(
-            f"the labels have {len(places):,} tokens to score and the limit is {MAX_PLACES:,}: "
+            f"the labels have {len(prefixes):,} tokens to score and the limit is {MAX_PREFIXES:,}: "
             "shorten them, or leave some out",
             param="template",
         )
     wanted = {
-        place: sorted({seq[len(place)] for seq in sequences if _goes_on(seq, place)})
-        for place in places
+        prefix: sorted({seq[len(prefix)] for seq in sequences if _goes_on(seq, prefix)})
+        for prefix in prefixes
     }
     turns = asyncio.Semaphore(SCORED_AT_ONCE)
 
-    async def score(place: tuple[int, ...]) -> dict[int, float]:
+    async def score(prefix: tuple[int, ...]) -> dict[int, float]:
         async with turns:
-            logprobs = await next_token_logprobs(list(place))
-        return {token: float(logprobs[token]) for token in wanted[place]}
+            logprobs = await next_token_logprobs(list(prefix))
+        return {token: float(logprobs[token]) for token in wanted[prefix]}
 
     # The shortest first and alone: the others find it in the prefix cache.
-    first, *others = sorted(places, key=len)
+    first, *others = sorted(prefixes, key=len)
     scores = {first: await score(first)}
-    scores |= dict(zip(others, await asyncio.gather(*map(score, others)), strict=True))
+    scores |= dict(zip(others, await gather(map(score, others)), strict=True))
     logprobs = np.array(
         [
             sum(scores[tuple(seq[:end])][seq[end]] for end in range(condition, len(seq)))
@@ -86,5 +87,5 @@ async def score_labels(
     )
 
 
-def _goes_on(sequence: Sequence[int], place: tuple[int, ...]) -> bool:
-    return len(sequence) > len(place) and tuple(sequence[: len(place)]) == place
+def _goes_on(sequence: Sequence[int], prefix: tuple[int, ...]) -> bool:
+    return len(sequence) > len(prefix) and tuple(sequence[: len(prefix)]) == prefix

@@ -28,10 +28,10 @@ class Similarity:
 
         self._words = [_words(text) for text in texts]
         # Texts without a word are near to nothing; the library cannot divide by their length.
-        self._places = [place for place, words in enumerate(self._words) if words]
+        self._indexed = [index for index, words in enumerate(self._words) if words]
         self._index = bm25s.BM25()
-        if self._places:
-            self._index.index([self._words[place] for place in self._places], show_progress=False)
+        if self._indexed:
+            self._index.index([self._words[index] for index in self._indexed], show_progress=False)
 
     def __len__(self) -> int:
         return len(self._words)
@@ -40,16 +40,16 @@ class Similarity:
         """A score per text, 0 for one that shares no word with `text`."""
         return self._to(_words(text))
 
-    def to_place(self, place: int) -> Scores:
+    def to_own(self, index: int) -> Scores:
         """How near the texts are to one of themselves, between 0 and 1: 1 is itself."""
-        scores = self._to(self._words[place])
-        own = scores[place]
+        scores = self._to(self._words[index])
+        own = scores[index]
         return (scores / own).clip(0.0, 1.0) if own > 0 else np.zeros(len(self))
 
     def _to(self, words: list[str]) -> Scores:
         scores = np.zeros(len(self), dtype=np.float64)
-        if words and self._places:
-            scores[self._places] = self._index.get_scores(words)
+        if words and self._indexed:
+            scores[self._indexed] = self._index.get_scores(words)
         return scores
 
 
@@ -69,7 +69,7 @@ class Comparable(Protocol):
 def most_useful(
     selection: Selection, examples: Comparable, num_shots: int, query: str, seed: int
 ) -> list[int]:
-    """The places of `num_shots` examples, most useful first. A tie goes to the earlier one."""
+    """The indices of `num_shots` examples, most useful first. A tie goes to the earlier one."""
     match selection:
         case "first":
             return list(range(num_shots))
@@ -77,7 +77,7 @@ def most_useful(
             return random.Random(seed).sample(range(len(examples)), num_shots)  # noqa: S311
         case "similar":
             nearness = examples.similarity.to(query)
-            return [int(place) for place in np.argsort(-nearness, kind="stable")[:num_shots]]
+            return [int(index) for index in np.argsort(-nearness, kind="stable")[:num_shots]]
         case "diverse":
             return _diverse(examples.similarity, num_shots, query)
 
@@ -94,10 +94,10 @@ def _diverse(similarity: Similarity, num_shots: int, query: str) -> list[int]:
         value[chosen] = -np.inf
         best = int(np.argmax(value))
         chosen.append(best)
-        closest = np.maximum(closest, similarity.to_place(best))
+        closest = np.maximum(closest, similarity.to_own(best))
     return chosen
 
 
-def as_shown(selection: Selection, places: Sequence[int]) -> list[int]:
+def as_shown(selection: Selection, indices: Sequence[int]) -> list[int]:
     """The order in the prompt: the nearest to the input comes last, right before the query."""
-    return list(reversed(places)) if selection in {"similar", "diverse"} else list(places)
+    return list(reversed(indices)) if selection in {"similar", "diverse"} else list(indices)

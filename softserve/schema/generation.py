@@ -121,8 +121,8 @@ class TimingsOut(BaseModel):
     queue: float = Field(
         description="Waiting in the engine, the longest of all completions.", examples=[0.1]
     )
-    ttft: float = Field(description="From arrival to the first token.", examples=[41.7])
-    total: float = Field(description="From arrival to the last token.", examples=[352.4])
+    ttft: float = Field(description="From admission to the first token.", examples=[41.7])
+    total: float = Field(description="From admission to the last token.", examples=[352.4])
 
 
 class GenerateAnswer(BaseModel):

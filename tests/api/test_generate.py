@@ -68,8 +68,8 @@ async def test_prompts_are_answered_in_order(served: Served) -> None:
 
 async def test_n_completions_of_each_prompt(served: Served) -> None:
     answer = (await served.generate(["a", "b"], n=3, temperature=1, seed=1)).json()
-    places = [(c["prompt_index"], c["index"]) for c in answer["completions"]]
-    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    keys = [(c["prompt_index"], c["index"]) for c in answer["completions"]]
+    assert keys == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert answer["usage"]["prompt_tokens"] == 2, "a prompt counts once, whatever n is"
 
 

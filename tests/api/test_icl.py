@@ -1,12 +1,17 @@
 """In-context learning over HTTP: prompts rendered and completed, templates changed, bad input."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from app.engine.protocol import Prompt
+from app.errors import ServerFull
 from tests.adapter_files import (
     as_files,
     lora_config,
@@ -121,7 +126,7 @@ async def test_selection(icl: Icl) -> None:
     assert (await shown(shots=2, selection="similar", inputs={"text": "warm"}))[-1] == 2
     assert len(await shown(shots=2, selection="diverse")) == 2
     seeds = [await shown(shots=1, selection="random", selection_seed=seed) for seed in range(9)]
-    assert len({tuple(places) for places in seeds}) > 1
+    assert len({tuple(indices) for indices in seeds}) > 1
     assert seeds[4] == await shown(shots=1, selection="random", selection_seed=4)
 
 
@@ -456,3 +461,41 @@ async def test_what_is_no_template_is_not_put(icl: Icl) -> None:
     broken = await put("/icl/templates/a", content=b"{")
     assert error_of(broken)[:2] == (400, "invalid_request")
     assert (await icl.served.get("/icl/templates")).json() == {"templates": []}
+
+
+class RefusingEngine(FakeEngine):
+    """Refuses to score what ends with a `b`, once it scores what ends with a `g`, for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scoring = asyncio.Event()
+        self.num_scoring = 0
+
+    async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
+        self.num_scoring += 1
+        try:
+            if prompt.token_ids[-1] == ord("g"):
+                self.scoring.set()
+                await asyncio.Event().wait()
+            if prompt.token_ids[-1] == ord("b"):
+                await self.scoring.wait()
+                raise ServerFull("the engine's queue is full: try again")
+            return await super().next_token_logprobs(request_id, prompt)
+        finally:
+            self.num_scoring -= 1
+
+
+@pytest.mark.parametrize("num_inputs", [1, 2])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_nothing_goes_on_for_a_request_that_has_failed(num_inputs: int, stream: bool) -> None:
+    engine = RefusingEngine()
+    async with serving(engine) as served:
+        response = await Icl(served).post(
+            "generate",
+            template=TEMPLATE | {"labels": ["good", "bad"]},
+            inputs=[{"text": "soup"}] * num_inputs,
+            shots=0,
+            stream=stream,
+        )
+        assert error_of(response) == (503, "server_full", None)
+        assert engine.num_scoring == 0

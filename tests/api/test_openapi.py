@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 
 from app.http.application import create_app
-from app.http.requests import few_shot_request, generation_request, inspection_request
+from app.http.requests import (
+    few_shot_request,
+    generation_request,
+    inspection_request,
+    prompt_style,
+)
 from app.settings import Settings
 from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
@@ -15,7 +20,10 @@ from tests.api.support import serving
 from tests.fake_engine import FakeEngine
 
 Body = GenerateBody | InspectBody
-CONVERTED = [(GenerateBody, generation_request), (InspectBody, inspection_request)]
+CONVERTED: list[tuple[type[Body], Callable[..., Any]]] = [
+    (GenerateBody, generation_request),
+    (InspectBody, inspection_request),
+]
 DOCUMENT: dict[str, Any] = create_app(Settings(), FakeEngine(), lambda _: None).openapi()
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 FIELDS = [
@@ -59,7 +67,9 @@ def test_every_example_of_a_request_field_is_valid(
     for name, field in body.model_fields.items():
         for example in field.examples or ():
             given = {"prompt": "a", **needed.get(name, {}), name: example}
-            to_request(body.model_validate(given), "id")
+            valid = body.model_validate(given)
+            to_request(valid, "id")
+            prompt_style(valid)
 
 
 @pytest.mark.parametrize(("body", "to_request"), CONVERTED)
@@ -72,12 +82,10 @@ def test_every_example_of_a_body_is_valid(body: type[Body], to_request: Callable
 @pytest.mark.parametrize("body", [RenderBody, IclGenerateBody])
 async def test_every_example_of_in_context_learning_is_valid(body: type[RenderBody]) -> None:
     async with serving() as served:
-        in_context = served.app.state.in_context
+        few_shot = served.app.state.few_shot
         for example in SCHEMAS[body.__name__]["examples"]:
-            prepared = await in_context.prepare(
-                few_shot_request(body.model_validate(example), "id")
-            )
-            assert prepared.num_shots == 1
+            rendered = await few_shot.render(few_shot_request(body.model_validate(example), "id"))
+            assert rendered.num_shots == 1
 
 
 def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -80,9 +80,9 @@ def _joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The completions that a stream tells, in the form of an answer without `stream`."""
     completions: dict[tuple[int, int], dict[str, Any]] = {}
     for event in events:
-        place = (event["prompt_index"], event["index"])
-        first = {"prompt_index": place[0], "index": place[1], "text": ""}
-        completion = completions.setdefault(place, first)
+        key = (event["prompt_index"], event["index"])
+        first = {"prompt_index": key[0], "index": key[1], "text": ""}
+        completion = completions.setdefault(key, first)
         assert "finish_reason" not in completion, "nothing follows the ending"
         completion["text"] += event["text"]
         for name in ("token_ids", "logprobs"):
@@ -90,7 +90,7 @@ def _joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 completion[name] = completion.get(name, []) + event[name]
         if "finish_reason" in event:
             completion["finish_reason"] = event["finish_reason"]
-    return [completions[place] for place in sorted(completions)]
+    return [completions[key] for key in sorted(completions)]
 
 
 async def test_no_event_splits_a_character(served: Served) -> None:

@@ -58,8 +58,8 @@ class Streamed:
         return "".join(event["text"] for event in self.of(prompt_index, index))
 
     def of(self, prompt_index: int = 0, index: int = 0) -> list[dict[str, Any]]:
-        place = (prompt_index, index)
-        return [e for e in self.events if (e["prompt_index"], e["index"]) == place]
+        key = (prompt_index, index)
+        return [e for e in self.events if (e["prompt_index"], e["index"]) == key]
 
 
 def stream(client: httpx.Client, **body: Any) -> Streamed:

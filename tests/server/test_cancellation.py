@@ -1,4 +1,4 @@
-"""A client that leaves frees its place and harms no other; a full server says so."""
+"""A client that leaves frees its slot and harms no other; a full server says so."""
 
 import asyncio
 import json

@@ -322,9 +322,9 @@ def test_streams_of_many_prompts_give_every_completion(client: httpx.Client) -> 
 
     assert streamed.done
     for completion in collected["completions"]:
-        place = (completion["prompt_index"], completion["index"])
-        assert streamed.text(*place) == completion["text"]
-        assert streamed.of(*place)[-1]["finish_reason"] == completion["finish_reason"]
+        key = (completion["prompt_index"], completion["index"])
+        assert streamed.text(*key) == completion["text"]
+        assert streamed.of(*key)[-1]["finish_reason"] == completion["finish_reason"]
 
 
 def test_info(client: httpx.Client) -> None:

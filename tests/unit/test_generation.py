@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.generation import GenerationRequest, PromptFormat, resolve_sampling
+from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
 from app.errors import InvalidRequest
 from softserve.schema.controls import Sampling
 
@@ -80,11 +80,11 @@ def test_contradictions(given: dict[str, Any], param: str, message: str) -> None
 
 def test_a_system_message_needs_the_chat_template() -> None:
     with pytest.raises(InvalidRequest) as raised:
-        PromptFormat(system="be kind")
+        PromptStyle(system="be kind")
     assert raised.value.param == "system"
-    assert PromptFormat(use_chat_template=True, system="be kind").system == "be kind"
+    assert PromptStyle(use_chat_template=True, system="be kind").system == "be kind"
 
 
 def test_sequences_are_prompts_times_n() -> None:
     sampling = resolve_sampling(temperature=1.0, n=3)
-    assert GenerationRequest("id", ("a", "b"), sampling).num_sequences == 6
+    assert GenerationRequest("id", 2, sampling).num_sequences == 6

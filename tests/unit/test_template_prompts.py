@@ -172,10 +172,10 @@ async def test_as_many_as_fit(num_shots: int, max_tokens: int) -> None:
 async def test_labels_are_scored_by_all_of_their_tokens() -> None:
     asked: list[tuple[int, ...]] = []
 
-    async def next_token_logprobs(place: list[int]) -> NDArray[np.float32]:
-        asked.append(tuple(place))
+    async def next_token_logprobs(prefix: list[int]) -> NDArray[np.float32]:
+        asked.append(tuple(prefix))
         # Token t has probability (t + 1) / 10 after one token, 1 / 4 after more.
-        chances = [0.1, 0.2, 0.3, 0.4] if len(place) == 1 else [0.25] * 4
+        chances = [0.1, 0.2, 0.3, 0.4] if len(prefix) == 1 else [0.25] * 4
         return np.log(np.array(chances, dtype=np.float32))
 
     # "2" alone, "3 1" and "3 0 0" after the prompt "0".
@@ -187,7 +187,7 @@ async def test_labels_are_scored_by_all_of_their_tokens() -> None:
     for score, likelihood in zip(scores, likelihoods, strict=True):
         assert score.logprob == pytest.approx(math.log(likelihood), abs=1e-5)
         assert score.probability == pytest.approx(likelihood / sum(likelihoods), abs=1e-5)
-    # Each place once, and the prompt itself before the others.
+    # Each prefix once, and the prompt itself before the others.
     assert asked[0] == (0,)
     assert sorted(asked) == [(0,), (0, 3), (0, 3, 0)]
 
@@ -196,8 +196,8 @@ async def test_a_boundary_that_merges_is_scored_from_where_all_agree() -> None:
     """Prompt and label may be tokenized otherwise together: 1 and 2 become 9."""
     asked: list[tuple[int, ...]] = []
 
-    async def next_token_logprobs(place: list[int]) -> NDArray[np.float32]:
-        asked.append(tuple(place))
+    async def next_token_logprobs(prefix: list[int]) -> NDArray[np.float32]:
+        asked.append(tuple(prefix))
         return np.log(np.full(10, 0.1, dtype=np.float32))
 
     scores = await score_labels(["a", "b"], [[0, 1, 3], [0, 9]], next_token_logprobs)
@@ -206,7 +206,7 @@ async def test_a_boundary_that_merges_is_scored_from_where_all_agree() -> None:
 
 
 async def test_labels_with_nothing_in_common_or_too_many_tokens() -> None:
-    async def never(place: list[int]) -> NDArray[np.float32]:
+    async def never(prefix: list[int]) -> NDArray[np.float32]:
         raise AssertionError
 
     with pytest.raises(InvalidRequest):

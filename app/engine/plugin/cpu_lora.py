@@ -23,8 +23,8 @@ from vllm.platforms.cpu import CpuPlatform
 class Group:
     """Slots that have equally many tokens.
 
-    `rows` are the places of these tokens, slot by slot; None where they are all there are and lie
-    in that order.
+    `rows` are the positions of these tokens, slot by slot; None where they are all there are and
+    lie in that order.
     """
 
     slots: tuple[int, ...]

@@ -40,7 +40,7 @@ _PREFIX = "SoftPrompts_" + vllm.__version__.replace(".", "_") + "_"
 
 
 def register() -> None:
-    """Put the classes of this module in the place of the stock ones, to be made on demand."""
+    """Put the classes of this module instead of the stock ones, to be made on demand."""
     if not max_virtual_tokens():
         return
     for architecture in _TEXT_GENERATION_MODELS:
@@ -93,7 +93,7 @@ def _with_soft_prompts(stock: type[torch.nn.Module]) -> type[torch.nn.Module]:
             *,
             is_multimodal: torch.Tensor | None = None,
         ) -> torch.Tensor:
-            """The embeddings of the tokens, with the soft prompts' rows at their places."""
+            """The embeddings of the tokens, with the soft prompts' rows at their positions."""
             embeddings: torch.Tensor = super().embed_input_ids(input_ids)
             if multimodal_embeddings is None or len(multimodal_embeddings) == 0:
                 return embeddings

@@ -390,8 +390,6 @@ def _chunk(
         if num_logprobs is not None
         else (),
         finish_reason=_finish_reason(completion.finish_reason),
-        lora=prompt.lora,
-        soft_prompt=prompt.soft_prompt,
         num_virtual_tokens=prompt.num_virtual_tokens,
     )
 

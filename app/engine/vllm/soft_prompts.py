@@ -53,8 +53,8 @@ class SoftPrompts:
         item = MultiModalKwargsItem(
             {"embedding": MultiModalFieldElem(data=rows, field=MultiModalSharedField(batch_size=1))}
         )
-        # The rows' places hold the prompt's own first token, so that penalties, which look at the
-        # prompt's tokens, see those of the text and no other.
+        # The rows' positions hold the prompt's own first token, so that penalties, which look at
+        # the prompt's tokens, see those of the text and no other.
         return mm_input(
             token_ids[:1] * len(rows) + token_ids,
             MultiModalKwargsItems({MODALITY: [item]}),

@@ -26,8 +26,7 @@ async def live() -> Health:
 
 @router.get("/health/ready", summary="Whether requests are taken", responses=NOT_READY)
 async def ready(service: TheService) -> Health:
-    if service.admission.refusal is not None:
-        raise service.admission.refusal
+    service.check_serving()
     return Health(status="ready")
 
 
