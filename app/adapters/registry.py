@@ -29,7 +29,7 @@ from app.adapters.version import AdapterVersion
 from app.engine.protocol import AdapterFiles, Engine
 from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest
 from app.settings import Settings
-from app.versions.disk import in_thread
+from app.versions.disk import in_thread, telling_disk_failures
 from app.versions.history import Entry, Watched, find_version, last_live_first, older
 from softserve.schema.adapters import AdapterKind
 from softserve.schema.fields import name_refusal
@@ -392,7 +392,7 @@ class Registry:
 
     @asynccontextmanager
     async def _staging(self) -> AsyncIterator[Path]:
-        with self._store.staging() as folder:
+        with telling_disk_failures(), self._store.staging() as folder:
             try:
                 yield folder
             finally:

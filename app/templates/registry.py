@@ -20,7 +20,7 @@ from app.errors import InvalidRequest, TemplateConflict, TemplateNotFound
 from app.settings import Settings
 from app.templates.compilation import CompiledTemplate
 from app.templates.store import TemplateRecord, TemplateStore, TemplateVersion
-from app.versions.disk import in_thread
+from app.versions.disk import TEMPLATE_STORE, in_thread
 from app.versions.history import (
     Watched,
     digests_of,
@@ -65,7 +65,7 @@ class TemplateRegistry:
 
     async def open(self) -> None:
         """Read what was live before. The store is this server's own already."""
-        self._records = await in_thread(self._store.read)
+        self._records = await in_thread(self._store.read, store=TEMPLATE_STORE)
 
     @property
     def live(self) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ class TemplateRegistry:
     async def _save(self, record: TemplateRecord) -> TemplateRecord:
         """Flip: on disk first, then in memory."""
         if record != self._records.get(record.name):
-            await in_thread(self._store.save, record)
+            await in_thread(self._store.save, record, store=TEMPLATE_STORE)
             self._records[record.name] = record
             if not record.history and record.watched is None:
                 del self._records[record.name]

@@ -1,1 +1,0 @@
-"""Prompt templates: zero, one and few shots, chosen, and fitted to the context window."""
