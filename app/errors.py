@@ -1,6 +1,7 @@
 """Everything that softserve refuses, in the domain's own words.
 
-No error here knows HTTP: `app/http/errors.py` holds the one table from error to status.
+No error here knows HTTP: `app/http/errors.py` holds the one table from error to status. It has a
+row for every class that a request can meet, but for those that are only parents of others.
 Each message is shown to the caller as it is, so it says what to do.
 """
 
@@ -97,6 +98,12 @@ class ServerDraining(Unavailable):
     """The server finishes what runs and takes nothing new."""
 
     retry_after_seconds = 5
+
+
+class StoreUnavailable(Unavailable):
+    """The disk that holds a store is full, read-only or failing; nothing has changed."""
+
+    retry_after_seconds = 30
 
 
 class EngineDied(Unavailable):

@@ -12,7 +12,6 @@ from app.adapters.validation import validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Engine
 from app.settings import Settings
-from app.versions.disk import in_thread
 from app.versions.records import FROM_UPLOAD, Record
 
 
@@ -23,6 +22,8 @@ class Intake:
         self._engine = engine
         self.registry = registry
         self._settings = settings
+        self._max_bytes = settings.max_adapter_bytes
+        self._in_thread = registry.names.in_thread
 
     async def add_upload(
         self, name: str, files: Iterable[UploadedFile], *, force: bool = False
@@ -52,11 +53,13 @@ class Intake:
         """As `add_folder`, from a folder below the permitted ones or from a hub repository."""
         self.registry.names.check(name)
         roots = (self._settings.adapter_dir, *self._settings.adapter_root)
-        found = await in_thread(resolve_source, source, revision, roots)
+        found = await self._in_thread(resolve_source, source, revision, roots)
         if isinstance(found, LocalFolder):
             return await self.add_folder(name, found.folder, source, force=force)
         async with self.registry.names.staging() as folder:
-            fetched = await in_thread(fetch_hub, found, folder, self._settings.max_adapter_bytes)
+            fetched = await self.registry.names.in_thread(
+                fetch_hub, found, folder, self._settings.max_adapter_bytes
+            )
             return await self.add_folder(name, folder, fetched, force=force)
 
     @asynccontextmanager
@@ -70,6 +73,8 @@ class Intake:
         """
         architecture = self._engine.architecture
         async with self.registry.names.staging() as folder:
-            await in_thread(stage, folder, self._settings.max_adapter_bytes)
-            version = await in_thread(validate, folder, architecture, self._settings, force)
+            await self.registry.names.in_thread(stage, folder, self._settings.max_adapter_bytes)
+            version = await self.registry.names.in_thread(
+                validate, folder, architecture, self._settings, force
+            )
             yield folder, version

@@ -21,7 +21,6 @@ from app.adapters.version import AdapterVersion
 from app.engine.protocol import AdapterFiles, Engine
 from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest
 from app.settings import Settings
-from app.versions.disk import in_thread
 from app.versions.location import store_folder
 from app.versions.names import Names, Words
 from app.versions.records import Record, Watched
@@ -109,7 +108,7 @@ class AdapterRegistry:
         Raises:
             StartError: another server uses the store, or it cannot be written.
         """
-        await in_thread(self.names.store.open)
+        await self.names.in_thread(self.names.store.open)
 
     async def close(self) -> None:
         """Let the store go. Requests have ended, or are aborted with the engine."""
@@ -217,4 +216,4 @@ class AdapterRegistry:
         await use.idle.wait()
         for digest in digests:
             await self._residency.wait_until_unloaded(digest)
-        await in_thread(self.names.store.collect, digests)
+        await self.names.in_thread(self.names.store.collect, digests)

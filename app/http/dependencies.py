@@ -21,7 +21,8 @@ ERRORS: Responses = {
     422: {"model": ErrorAnswer, "description": "The request is wrong; the message says how."},
     503: {
         "model": ErrorAnswer,
-        "description": "Full, starting, draining or engine down; see the retry-after header.",
+        "description": "Full, starting, draining, engine down, or a store that cannot be written; "
+        "see the retry-after header.",
     },
 }
 NOT_READY: Responses = {503: ERRORS[503]}

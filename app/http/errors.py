@@ -23,6 +23,7 @@ from app.errors import (
     ServerDraining,
     ServerFull,
     SoftserveError,
+    StoreUnavailable,
     TemplateConflict,
     TemplateNotFound,
     TemplateRejected,
@@ -47,6 +48,7 @@ STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     ServerFull: (503, "server_full"),
     EngineStarting: (503, "engine_starting"),
     ServerDraining: (503, "server_draining"),
+    StoreUnavailable: (503, "store_unavailable"),
     EngineDied: (503, "engine_died"),
 }
 HTTP_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -92,8 +94,9 @@ def _shortened(text: str) -> str:
 
 def describe(error: Exception) -> tuple[int, ErrorBody]:
     """The status and the body of any error; of an unexpected one nothing is told."""
-    if isinstance(error, SoftserveError) and type(error) in STATUSES:
-        status, name = STATUSES[type(error)]
+    known = next((kind for kind in type(error).__mro__ if kind in STATUSES), None)
+    if isinstance(error, SoftserveError) and known is not None:
+        status, name = STATUSES[known]
         return status, error_body(name, error.message, error.param)
     return 500, error_body("internal_error", INTERNAL_MESSAGE)
 

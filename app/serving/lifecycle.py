@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import NoReturn
 
 import structlog
 
@@ -21,13 +22,15 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 # What lies in the watched folder is live when the server is ready; more than this many seconds'
 # worth of it goes on being added while requests are answered.
 CATCH_UP_TIMEOUT_SECONDS = 30.0
+FAILED_MESSAGE = "the server has failed and restarts: send this elsewhere, or try again"
 
 
 class Lifecycle:
     """Runs an engine with its adapters, and says through `admission` whether it takes work.
 
-    `on_ready` is called once, when the engine has started. `on_failure` is called once, if the
-    engine cannot start or has died and its open requests have been answered.
+    `on_ready` is called once, when everything has started. `on_failure` is called once, with a
+    `StartError` if anything fails before, else if the engine has died or a watcher has failed, and
+    the open requests have been answered.
     """
 
     def __init__(
@@ -78,38 +81,45 @@ class Lifecycle:
 
     async def _run(self) -> None:
         try:
-            # First: a store that is in use fails now, not after a minute.
-            await self._adapters.open()
-            await self._templates.open()
-            await self._engine.start()
-        except StartError as error:
-            self._on_failure(error)
+            async with asyncio.TaskGroup() as watching:
+                await self._start(watching)
+                self._on_ready()
+                self._admission.open()
+                log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
+                await self._until_death()
+        # The first is the cause: what it cancels raises nothing.
+        except ExceptionGroup as failures:
+            await self._fail(failures.exceptions[0])
+
+    async def _start(self, watching: asyncio.TaskGroup) -> None:
+        # First: a store that is in use fails now, not after a minute.
+        await self._adapters.open()
+        await self._templates.open()
+        await self._engine.start()
+        watching.create_task(self._adapter_watcher.run())
+        await self._adapter_watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
+        # After the adapters, which a template may name.
+        await self._warming.warm_all()
+        watching.create_task(self._template_watcher.run())
+        await self._template_watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
+
+    async def _until_death(self) -> NoReturn:
+        # vLLM has no event to wait for.
+        while not self._engine.died:  # noqa: ASYNC110
+            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+        raise EngineDied("the engine process has died: the server restarts, try again")
+
+    async def _fail(self, error: Exception) -> None:
+        """Have the server end with a sentence, after what is open has been answered."""
+        if not isinstance(error, StartError | EngineDied):
+            log.error("unexpected failure", exc_info=error)
+        if self._admission.refusal is not None:
+            self._on_failure(_start_error(error))
             return
-        except Exception:
-            log.exception("the engine failed to start")
-            self._on_failure(StartError("the engine failed to start: the reason is above"))
-            return
-        watching = [asyncio.create_task(self._adapter_watcher.run())]
-        try:
-            await self._adapter_watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
-            # After the adapters, which a template may name.
-            await self._warming.warm_all()
-            watching.append(asyncio.create_task(self._template_watcher.run()))
-            await self._template_watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
-            self._on_ready()
-            self._admission.open()
-            log.info("ready", model=self._engine.info.model, device=self._engine.info.device)
-            # vLLM has no event to wait for.
-            while not self._engine.died:  # noqa: ASYNC110
-                await asyncio.sleep(WATCH_INTERVAL_SECONDS)
-        finally:
-            for task in watching:
-                task.cancel()
-            await asyncio.wait(watching)
-        died = EngineDied("the engine process has died: the server restarts, try again")
-        self._admission.close(died)
+        refusal = error if isinstance(error, EngineDied) else ServerDraining(FAILED_MESSAGE)
+        self._admission.close(refusal)
         await self._idle_within(ANSWER_TIMEOUT_SECONDS)
-        self._on_failure(died)
+        self._on_failure(refusal)
 
     async def _idle_within(self, seconds: float) -> bool:
         try:
@@ -118,3 +128,11 @@ class Lifecycle:
         except TimeoutError:
             return False
         return True
+
+
+def _start_error(error: Exception) -> StartError:
+    if isinstance(error, StartError):
+        return error
+    if isinstance(error, SoftserveError):
+        return StartError(error.message)
+    return StartError("the server cannot start: the reason is above")

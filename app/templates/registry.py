@@ -13,7 +13,6 @@ from app.errors import TemplateConflict, TemplateNotFound
 from app.settings import Settings
 from app.templates.compilation import CompiledTemplate
 from app.templates.stores_of_0_1 import take_over
-from app.versions.disk import in_thread
 from app.versions.location import store_folder
 from app.versions.names import Names, Words
 from app.versions.records import Record, Watched
@@ -60,8 +59,8 @@ class TemplateRegistry:
         Raises:
             StartError: another server uses the store, or it cannot be written.
         """
-        await in_thread(take_over, self._folder)
-        await in_thread(self.names.store.open)
+        await self.names.in_thread(take_over, self._folder)
+        await self.names.in_thread(self.names.store.open)
 
     def close(self) -> None:
         """Let the store go."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from app.errors import InvalidRequest, SoftserveError
-from app.versions.disk import in_thread
+from app.versions.disk import in_thread, telling_disk_failures
 from app.versions.records import (
     Entry,
     Record,
@@ -32,6 +32,8 @@ from app.versions.records import (
 )
 from app.versions.store import Store, V
 from softserve.schema.fields import name_refusal
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Names(Generic[V]):
                 return await self._save(claimed(record, source, watched))
             if record.live is not None and record.kind != kind:
                 self._refuse_kind(record, kind)
-            await in_thread(self.store.add, folder, version)
+            await self.in_thread(self.store.add, folder, version)
             async with self._ready(version):
                 entry = Entry(version.digest, datetime.now(UTC), source)
                 return await self._save(
@@ -206,15 +208,19 @@ class Names(Generic[V]):
         async with self.changing(name) as record:
             await self._save(folder_gone(record))
 
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Run blocking work on the store off the event loop. Raises `StoreUnavailable`."""
+        return await in_thread(self.store.title, work, *args)
+
     @asynccontextmanager
     async def staging(self) -> AsyncIterator[Path]:
         """An empty private folder on the store's file system, gone at the end."""
-        with self.store.staging() as folder:
+        with telling_disk_failures(self.store.title), self.store.staging() as folder:
             try:
                 yield folder
             finally:
                 # Deleting a gigabyte takes a while.
-                await in_thread(partial(shutil.rmtree, folder, ignore_errors=True))
+                await self.in_thread(partial(shutil.rmtree, folder, ignore_errors=True))
 
     @asynccontextmanager
     async def changing(self, name: str, *added: str) -> AsyncIterator[Record]:
@@ -233,7 +239,7 @@ class Names(Generic[V]):
     async def _save(self, record: Record) -> Record:
         """Flip: the store keeps the record on disk first, then in memory."""
         if record != self.store.record(record.name):
-            await in_thread(self.store.save, record)
+            await self.in_thread(self.store.save, record)
         return record
 
     async def _clear(self, digests: set[str]) -> None:
@@ -242,7 +248,7 @@ class Names(Generic[V]):
         for digest in digests - {record.live for record in records}:
             self._let_go(digest)
         if forgotten := digests.difference(*(record.digests for record in records)):
-            await in_thread(self.store.collect, forgotten)
+            await self.in_thread(self.store.collect, forgotten)
 
     def _refuse_kind(self, record: Record, kind: str | None) -> None:
         kinds = self.words.kinds

@@ -63,6 +63,7 @@ class Store(Generic[V]):
     ) -> None:
         self._folder = folder.absolute()
         self.noun = noun
+        self.title = f"the {noun} store"
         # pydantic has no generic models over a protocol.
         self._version_file: Any = create_model(
             "VersionFile", version=(version_type, ...), sizes=(dict[str, int], ...)
@@ -98,15 +99,14 @@ class Store(Generic[V]):
                 self.collect(path.name for path in list(self._versions.iterdir()))
         except Timeout as error:
             raise StartError(
-                f"another server uses the {self.noun} store {self._folder}: stop it, or give "
-                "this one a store of its own with --adapter-store"
+                f"another server uses {self.title} {self._folder}: stop it, or give this one a "
+                "store of its own with --adapter-store"
             ) from error
         except OSError as error:
             self._lock.release()
             raise StartError(
-                f"the {self.noun} store {self._folder} cannot be written "
-                f"({error.strerror or error}): check its permissions, or choose another with "
-                "--adapter-store"
+                f"{self.title} {self._folder} cannot be written ({error.strerror or error}): check "
+                "its permissions, or choose another with --adapter-store"
             ) from error
 
     def close(self) -> None:
@@ -210,9 +210,7 @@ class Store(Generic[V]):
             try:
                 versions[folder.name] = self._read_version(folder)
             except (_Damaged, OSError) as error:
-                log.warning(
-                    f"damaged version in the {self.noun} store", folder=str(folder), why=error
-                )
+                log.warning(f"damaged version in {self.title}", folder=str(folder), why=error)
         return versions
 
     def _read_records(self) -> dict[str, Record]:
@@ -223,7 +221,7 @@ class Store(Generic[V]):
         try:
             record = _RECORD.validate_json(file.read_bytes())
         except (ValidationError, OSError) as error:
-            log.warning(f"damaged record in the {self.noun} store", file=str(file), why=error)
+            log.warning(f"damaged record in {self.title}", file=str(file), why=error)
             lost = f"its record in the store is damaged: add the {self.noun} again"
             return Record(file.stem, damaged=lost)
         return restored(replace(record, name=file.stem), self._known.__contains__)

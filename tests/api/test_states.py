@@ -1,12 +1,26 @@
 """Starting, ready, full, draining, dead: what each state answers."""
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
+import structlog
 
-from app.errors import EngineDied, EngineStarting, ModelNotFound, ServerFull, StartError
+from app.errors import (
+    EngineDied,
+    EngineStarting,
+    ModelNotFound,
+    ServerDraining,
+    ServerFull,
+    SoftserveError,
+    StartError,
+    StoreUnavailable,
+)
 from app.serving import lifecycle
+from app.serving.warming import Warming
+from app.templates.registry import TemplateRegistry
+from app.versions.watcher import FolderWatcher
 from tests.api.support import (
     Served,
     error_of,
@@ -17,6 +31,8 @@ from tests.api.support import (
     until_ready,
 )
 from tests.fake_engine import FakeEngine
+
+SECRET = "the password is swordfish"  # noqa: S105
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +82,102 @@ async def test_an_engine_that_fails_to_start_unexpectedly(engine: FakeEngine) ->
         await until_failed(served)
         (failure,) = served.failures
         assert isinstance(failure, StartError)
+
+
+async def _fail(*_: Any) -> None:
+    raise RuntimeError(SECRET)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (FolderWatcher, "run"),
+        (FolderWatcher, "catch_up"),
+        (TemplateRegistry, "open"),
+        (Warming, "warm_all"),
+    ],
+)
+async def test_whatever_fails_before_ready_ends_the_start(
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[structlog.typing.EventDict],
+    owner: type,
+    method: str,
+) -> None:
+    monkeypatch.setattr(owner, method, _fail)
+    async with starting(engine) as served:
+        await until_failed(served)
+        _assert_told(served.failures, events, StartError)
+        await _assert_refuses(served, "engine_starting", "5")
+
+
+async def test_a_failure_of_what_follows_the_start_ends_it(
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[structlog.typing.EventDict],
+) -> None:
+    def fail() -> None:
+        raise RuntimeError(SECRET)
+
+    engine.hold_start()
+    async with starting(engine) as served:
+        monkeypatch.setattr(served.lifecycle, "_on_ready", fail)
+        engine.release_start()
+        await until_failed(served)
+        _assert_told(served.failures, events, StartError)
+
+
+async def test_a_start_on_a_full_disk_says_so(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(failing: object) -> None:
+        raise StoreUnavailable("the template store cannot be written: free some disk space")
+
+    monkeypatch.setattr(TemplateRegistry, "open", fail)
+    async with starting(engine) as served:
+        await until_failed(served)
+        (failure,) = served.failures
+        assert isinstance(failure, StartError)
+        assert failure.message == "the template store cannot be written: free some disk space"
+
+
+async def test_a_watcher_that_fails_ends_the_server(
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[structlog.typing.EventDict],
+) -> None:
+    may_fail = asyncio.Event()
+
+    async def fail(failing: object) -> None:
+        await may_fail.wait()
+        raise RuntimeError(SECRET)
+
+    async def catch_up(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(FolderWatcher, "run", fail)
+    monkeypatch.setattr(FolderWatcher, "catch_up", catch_up)
+    async with serving(engine) as served:
+        with served.admission.slot(1):
+            may_fail.set()
+            while served.admission.refusal is None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert served.failures == []
+        await until_failed(served)
+        _assert_told(served.failures, events, ServerDraining)
+        await _assert_refuses(served, "server_draining", "5")
+
+
+def _assert_told(
+    failures: list[SoftserveError],
+    events: list[structlog.typing.EventDict],
+    kind: type[SoftserveError],
+) -> None:
+    """One sentence without a detail of what failed; the log has those."""
+    assert [type(failure) for failure in failures] == [kind]
+    assert "swordfish" not in failures[0].message
+    (told,) = [event for event in events if event["log_level"] == "error"]
+    assert SECRET in str(told["exc_info"])
 
 
 async def test_info(served: Served) -> None:
@@ -175,9 +287,6 @@ async def test_open_requests_are_answered_before_a_death_is_told(
             await asyncio.sleep(0)
         assert served.failures == []
     await until_failed(served)
-
-
-SECRET = "the password is swordfish"  # noqa: S105
 
 
 @pytest.mark.parametrize("at_chunk", [0, 2])

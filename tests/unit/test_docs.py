@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
+from app.http.errors import STATUSES
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from softserve.schema.controls import CONTROLS
@@ -12,6 +13,10 @@ from softserve.schema.generation import GenerateBody
 from softserve.schema.templates import Template
 
 ROOT = Path(__file__).parents[2]
+
+
+def lines_of(document: str) -> list[str]:
+    return (ROOT / document).read_text().splitlines()
 
 
 def settings_row(name: str, field: FieldInfo) -> str:
@@ -24,7 +29,7 @@ def settings_row(name: str, field: FieldInfo) -> str:
 def test_every_setting_is_documented(name: str) -> None:
     row = settings_row(name, Settings.model_fields[name])
 
-    assert row in (ROOT / "docs/settings.md").read_text().splitlines()
+    assert row in lines_of("docs/settings.md")
 
 
 @pytest.mark.parametrize("name", GenerateBody.model_fields)
@@ -34,10 +39,14 @@ def test_every_control_is_in_the_readme(name: str) -> None:
 
 @pytest.mark.parametrize("name", Template.model_fields.keys() - CONTROLS)
 def test_every_field_of_a_template_is_documented(name: str) -> None:
-    rows = [
-        line for line in (ROOT / "docs/icl.md").read_text().splitlines() if line.startswith("| `")
-    ]
+    rows = [line for line in lines_of("docs/icl.md") if line.startswith("| `")]
     assert any(f"`{name}`" in row for row in rows)
+
+
+@pytest.mark.parametrize(("status", "type"), STATUSES.values())
+def test_every_error_is_documented(status: int, type: str) -> None:
+    rows = [row.split("|")[1:3] for row in lines_of("docs/api.md") if row.startswith("| ")]
+    assert any(str(status) in row[0] and f"`{type}`" in row[1] for row in rows)
 
 
 def test_every_metric_is_documented() -> None:

@@ -1,9 +1,12 @@
 """The one table from error to status, and the one body."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import app
 from app import errors
 from app.errors import (
     AdapterConflict,
@@ -22,6 +25,7 @@ from app.errors import (
     ServerFull,
     SoftserveError,
     StartError,
+    StoreUnavailable,
     TemplateError,
     Unavailable,
 )
@@ -44,6 +48,7 @@ INTERNAL = {"error": {"type": "internal_error", "message": INTERNAL_MESSAGE, "pa
         (ServerFull, 503, "server_full"),
         (EngineStarting, 503, "engine_starting"),
         (ServerDraining, 503, "server_draining"),
+        (StoreUnavailable, 503, "store_unavailable"),
         (EngineDied, 503, "engine_died"),
     ],
 )
@@ -61,14 +66,33 @@ def test_of_an_unexpected_error_nothing_is_told(error: Exception) -> None:
 
 def _all(kind: type[SoftserveError]) -> Iterator[type[SoftserveError]]:
     for child in kind.__subclasses__():
-        yield child
-        yield from _all(child)
+        if child.__module__.startswith("app."):
+            yield child
+            yield from _all(child)
+
+
+ABSTRACT = {Unavailable, AdapterError, TemplateError}
+OF_COMMANDS = {StartError, *_all(StartError), QuantizationFailed}
 
 
 def test_every_error_that_a_request_can_meet_has_a_status() -> None:
-    abstract = {Unavailable, AdapterError, TemplateError}
-    of_commands = {StartError, *_all(StartError), QuantizationFailed}
-    assert set(_all(SoftserveError)) - abstract - of_commands == set(STATUSES)
+    assert set(_all(SoftserveError)) - ABSTRACT - OF_COMMANDS == set(STATUSES)
+
+
+@pytest.mark.parametrize("kind", ABSTRACT | {SoftserveError}, ids=lambda kind: kind.__name__)
+def test_what_has_no_status_is_raised_nowhere(kind: type[SoftserveError]) -> None:
+    made = re.compile(rf"(?<!class )\b{kind.__name__}\(|raise {kind.__name__}\b")
+    sources = {file: file.read_text() for file in Path(app.__file__).parent.rglob("*.py")}
+
+    assert sources
+    assert [file for file, source in sources.items() if made.search(source)] == []
+
+
+def test_a_special_case_has_the_status_of_what_it_is_a_case_of() -> None:
+    class EngineBusy(ServerFull):
+        """One without a row of its own."""
+
+    assert describe(EngineBusy("do this")) == describe(ServerFull("do this"))
 
 
 def test_errors_have_sentences_of_their_own() -> None:
