@@ -1,8 +1,18 @@
-"""The command line's side of the HTTP interface."""
+"""The client: one object for a running server, over connections that it keeps.
+
+    with Client("http://127.0.0.1:8000") as client:
+        model = client.send(Call("GET", "/info", ModelInfo)).model
+
+    async with AsyncClient("http://127.0.0.1:8000") as client:
+        model = (await client.send(Call("GET", "/info", ModelInfo))).model
+
+What is asked is a `Call`, which both send alike. What goes wrong is a `ClientError`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Generic, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -10,12 +20,14 @@ from pydantic import BaseModel, ValidationError
 from softserve.schema.errors import ErrorAnswer
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 CONNECT_TIMEOUT_SECONDS = 10.0
-TIMEOUT = httpx.Timeout(120.0, connect=CONNECT_TIMEOUT_SECONDS)
+TIMEOUT_SECONDS = 120.0
 # A gigabyte takes its time to send and to load, and so do requests to end: only the user knows how
 # long is too long.
-PATIENT = httpx.Timeout(None, connect=CONNECT_TIMEOUT_SECONDS)
+PATIENT = None
+MAX_CONNECTIONS = 100
 
 
 class ClientError(Exception):
@@ -29,120 +41,141 @@ class ClientError(Exception):
         self.type = type
 
 
-class Client:
-    """A running server. Every method returns the parsed answer, or raises `ClientError`."""
+class Nothing(BaseModel):
+    """An answer without content."""
 
-    def __init__(self, url: str, admin_key: str | None = None) -> None:
-        self._url = url.rstrip("/")
-        self._headers = _authorization(admin_key) if admin_key else {}
 
-    def get(self, path: str, answer_type: type[Answer]) -> Answer:
-        return self._parsed(self._send("GET", path), answer_type)
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Answer]):
+    """One request, and the type of its answer."""
 
-    def post(
-        self,
-        path: str,
-        body: dict[str, Any],
-        answer_type: type[Answer],
-        timeout: httpx.Timeout = TIMEOUT,
-    ) -> Answer:
-        response = self._send("POST", path, json=body, timeout=timeout)
-        return self._parsed(response, answer_type)
+    method: str
+    path: str
+    answer_type: type[Answer]
+    json: Mapping[str, Any] | None = None
+    timeout_seconds: float | None = TIMEOUT_SECONDS
+    # Of an upload, in httpx's own form.
+    files: list[tuple[str, tuple[str, BinaryIO]]] | None = None
+    data: Mapping[str, str] | None = None
+    extensions: Mapping[str, Any] | None = None
 
-    def put(self, path: str, body: dict[str, Any], answer_type: type[Answer]) -> Answer:
-        return self._parsed(self._send("PUT", path, json=body, timeout=PATIENT), answer_type)
-
-    def upload(
-        self,
-        path: str,
-        files: Mapping[str, BinaryIO],
-        fields: Mapping[str, str],
-        answer_type: type[Answer],
-        on_sent: Callable[[], object],
-    ) -> Answer:
-        """PUT files by their names, each read as it is sent. `on_sent` hears when all is sent."""
-
-        def trace(event: str, info: Mapping[str, Any]) -> None:
-            if event.endswith(".send_request_body.complete"):
-                on_sent()
-
-        response = self._send(
-            "PUT",
-            path,
-            files=[("file", named) for named in files.items()],
-            data=fields,
-            timeout=PATIENT,
-            extensions={"trace": trace},
+    def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        return http.build_request(
+            self.method,
+            self.path,
+            json=self.json,
+            files=self.files,
+            data=self.data,
+            timeout=httpx.Timeout(self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
+            extensions=self.extensions,
         )
-        return self._parsed(response, answer_type)
 
-    def delete(self, path: str) -> None:
-        self._send("DELETE", path, timeout=PATIENT)
 
-    def _send(
-        self, method: str, path: str, *, timeout: httpx.Timeout = TIMEOUT, **content: Any
-    ) -> httpx.Response:
-        """The answer of a server that did what it was asked."""
-        with (
-            _told_as_sentences(self._url),
-            httpx.Client(headers=self._headers, timeout=timeout) as client,
-        ):
-            response = client.request(method, self._url + path, **content)
-        _refuse(response, self._url)
-        return response
+def upload(
+    path: str,
+    files: Mapping[str, BinaryIO],
+    fields: Mapping[str, str],
+    answer_type: type[Answer],
+    on_sent: Callable[[], object],
+) -> Call[Answer]:
+    """PUT files by their names, each read as it is sent. `on_sent` hears when all is sent."""
+
+    def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith(".send_request_body.complete"):
+            on_sent()
+
+    return Call(
+        "PUT",
+        path,
+        answer_type,
+        timeout_seconds=PATIENT,
+        files=[("file", named) for named in files.items()],
+        data=fields,
+        extensions={"trace": trace},
+    )
+
+
+class _Server(Generic[Http]):
+    """What both clients are: where the server is, and how its answers read."""
+
+    _url: str
+    _http: Http
+
+    def __init__(
+        self, http: type[Http], url: str, admin_key: str | None, max_connections: int
+    ) -> None:
+        self._url = url.rstrip("/")
+        headers = _authorization(admin_key) if admin_key else {}
+        limits = httpx.Limits(max_connections=max_connections)
+        with self._told_as_sentences():
+            self._http = http(base_url=self._url, headers=headers, limits=limits)
+
+    @contextmanager
+    def _told_as_sentences(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            raise ClientError(f"{self._url} is not a URL: write it as http://HOST:PORT") from None
+        except httpx.HTTPError as error:
+            raise ClientError(
+                f"no answer from {self._url} ({error}): start a server with `softserve serve`, or "
+                "name another with --url"
+            ) from None
+
+    def _read(self, response: httpx.Response, answer_type: type[Answer]) -> Answer:
+        """The answer of a server that did what it was asked, else its own sentence."""
+        if response.is_success:
+            return self._parsed(response, answer_type)
+        refusal = self._parsed(response, ErrorAnswer).error
+        raise ClientError(refusal.message, type=refusal.type)
 
     def _parsed(self, response: httpx.Response, answer_type: type[Answer]) -> Answer:
-        return _parsed(response, answer_type, self._url)
+        try:
+            return answer_type.model_validate_json(response.content or b"{}")
+        except ValidationError:
+            raise ClientError(
+                f"{self._url} does not answer as softserve does: check --url"
+            ) from None
 
 
-class AsyncClient:
-    """A running server that is asked many things at once, over connections that are kept."""
+class Client(_Server[httpx.Client]):
+    """A running server."""
 
-    def __init__(self, url: str, max_connections: int) -> None:
-        self._url = url.rstrip("/")
-        limits = httpx.Limits(max_connections=max_connections)
-        with _told_as_sentences(self._url):
-            self._client = httpx.AsyncClient(base_url=self._url, timeout=PATIENT, limits=limits)
+    def __init__(
+        self, url: str, admin_key: str | None = None, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
+        super().__init__(httpx.Client, url, admin_key, max_connections)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._http.close()
+
+    def send(self, call: Call[Answer]) -> Answer:
+        with self._told_as_sentences():
+            response = self._http.send(call.request(self._http))
+        return self._read(response, call.answer_type)
+
+
+class AsyncClient(_Server[httpx.AsyncClient]):
+    """A running server that is asked many things at once."""
+
+    def __init__(
+        self, url: str, admin_key: str | None = None, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
+        super().__init__(httpx.AsyncClient, url, admin_key, max_connections)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._client.aclose()
+        await self._http.aclose()
 
-    async def post(self, path: str, body: dict[str, Any], answer_type: type[Answer]) -> Answer:
-        """The parsed answer, or a `ClientError`."""
-        with _told_as_sentences(self._url):
-            response = await self._client.post(path, json=body)
-        _refuse(response, self._url)
-        return _parsed(response, answer_type, self._url)
-
-
-@contextmanager
-def _told_as_sentences(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        raise ClientError(f"{url} is not a URL: write it as http://HOST:PORT") from None
-    except httpx.HTTPError as error:
-        raise ClientError(
-            f"no answer from {url} ({error}): start a server with `softserve serve`, or name "
-            "another with --url"
-        ) from None
-
-
-def _refuse(response: httpx.Response, url: str) -> None:
-    """Raise the server's own sentence, where it has not done what it was asked."""
-    if not response.is_success:
-        refusal = _parsed(response, ErrorAnswer, url).error
-        raise ClientError(refusal.message, type=refusal.type)
-
-
-def _parsed(response: httpx.Response, answer_type: type[Answer], url: str) -> Answer:
-    try:
-        return answer_type.model_validate_json(response.content)
-    except ValidationError:
-        raise ClientError(f"{url} does not answer as softserve does: check --url") from None
+    async def send(self, call: Call[Answer]) -> Answer:
+        with self._told_as_sentences():
+            response = await self._http.send(call.request(self._http))
+        return self._read(response, call.answer_type)
 
 
 def _authorization(admin_key: str) -> dict[bytes, bytes]:

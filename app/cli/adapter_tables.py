@@ -12,10 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.console import PIPE_WIDTH, stdout
 from softserve.schema.adapters import AdapterOut, VersionOut
-from softserve.schema.fields import SHOWN_DIGITS
+from softserve.schema.versions import short
 
-PIPE_WIDTH = 1000
 NO_ADAPTERS = (
     "There are no adapters: add one with `softserve adapter add NAME SOURCE`, or put its folder "
     "into the server's --adapter-dir."
@@ -24,7 +24,7 @@ NO_ADAPTERS = (
 
 def print_adapters(adapters: Sequence[AdapterOut], console: Console | None = None) -> None:
     """The answer of `GET /adapters`: a row an adapter, then the reasons of those rejected."""
-    console = console or _stdout()
+    console = console or stdout()
     if not adapters:
         console.print(NO_ADAPTERS)
         return
@@ -39,7 +39,7 @@ def print_adapters(adapters: Sequence[AdapterOut], console: Console | None = Non
 
 def print_adapter(adapter: AdapterOut, console: Console | None = None) -> None:
     """The answer of `GET /adapters/{name}`: what it is, and a row a version."""
-    console = console or _stdout()
+    console = console or stdout()
     version = shown_version(adapter)
     if version is not None:
         modules = f" on {', '.join(version.target_modules)}" if version.target_modules else ""
@@ -65,10 +65,6 @@ def kind_of(version: VersionOut) -> str:
         return f"LoRA, rank {version.rank}"
     tokens = "virtual token" if version.virtual_tokens == 1 else "virtual tokens"
     return f"soft prompt, {version.virtual_tokens} {tokens}"
-
-
-def short(digest: str) -> str:
-    return digest[:SHOWN_DIGITS]
 
 
 def _list(adapters: Sequence[AdapterOut], *, stacked: bool) -> Table:
@@ -135,13 +131,6 @@ def _why_not(adapter: AdapterOut) -> str | None:
             f"`softserve adapter rollback {adapter.name}`"
         )
     return None
-
-
-def _stdout() -> Console:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    return console
 
 
 def _natural_width(table: Table, console: Console) -> int:

@@ -19,41 +19,39 @@ from rich.progress import (
 )
 from rich.status import Status
 
-from app.cli.adapter_tables import kind_of, print_adapter, print_adapters, short, shown_version
-from app.cli.console import DEFAULT_URL, AdminKey, Url, telling_failures
-from softserve.client import PATIENT, Client, ClientError
+from app.cli.adapter_tables import kind_of, print_adapter, print_adapters, shown_version
+from app.cli.connection import DEFAULT_URL, AdminKey, Family, Url, Version, connected
+from app.cli.console import fail
+from softserve.client import PATIENT, Call, Client, ClientError, upload
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterList, AdapterOut
-from softserve.schema.fields import name_refusal
+from softserve.schema.versions import short
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+ADAPTERS = Family("an adapter", "/adapters", AdapterOut)
 
 Name = Annotated[str, typer.Argument(help="The adapter's name.")]
 
-adapters = typer.Typer(
-    name="adapter",
-    help="Show and change the adapters of a running server.",
-    no_args_is_help=True,
-)
+cli = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
-@adapters.command("list")
+@cli.command("list")
 def list_adapters(url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
     """List the adapters."""
-    with telling_failures():
-        answer = Client(url, admin_key).get("/adapters", AdapterList)
+    with connected(url, admin_key) as client:
+        answer = client.send(Call("GET", ADAPTERS.path, AdapterList))
     print_adapters(answer.adapters)
 
 
-@adapters.command()
+@cli.command()
 def show(name: Name, url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
     """Show one adapter and its versions, newest first."""
-    with telling_failures():
-        answer = Client(url, admin_key).get(_path(name), AdapterOut)
+    with connected(url, admin_key) as client:
+        answer = client.send(ADAPTERS.show(name))
     print_adapter(answer)
 
 
-@adapters.command()
+@cli.command()
 def add(
     name: Name,
     source: Annotated[
@@ -73,14 +71,13 @@ def add(
     admin_key: AdminKey = None,
 ) -> None:
     """Add an adapter, or a new version of one: it is checked, loaded, and then live."""
-    with telling_failures():
-        path, files = _path(name), _files_here(source)
-        if files and revision is not None:
-            raise ClientError(
-                f"{source} is on this machine and only a hub id has revisions: leave --revision out"
-            )
-        client = Client(url, admin_key)
-        before = _find(client, path)
+    path, files = ADAPTERS.path_of(name), _files_here(source)
+    if files and revision is not None:
+        raise fail(
+            f"{source} is on this machine and only a hub id has revisions: leave --revision out"
+        )
+    with connected(url, admin_key) as client:
+        before = _find(client, name)
         if files:
             after = _upload(client, path, files, force=force)
         else:
@@ -88,41 +85,28 @@ def add(
     typer.echo(_added(before, after))
 
 
-@adapters.command()
+@cli.command()
 def rollback(
-    name: Name,
-    version: Annotated[
-        str | None,
-        typer.Option(
-            help="The version to go to, by at least six of its first digits; without it, the one "
-            "before the live one."
-        ),
-    ] = None,
-    url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
+    name: Name, version: Version = None, url: Url = DEFAULT_URL, admin_key: AdminKey = None
 ) -> None:
     """Make an older version live again."""
-    with telling_failures():
-        path, client = _path(name), Client(url, admin_key)
-        before = _find(client, path)
-        body = {} if version is None else {"version": version}
+    with connected(url, admin_key) as client:
+        before = _find(client, name)
         with _status("the server loads it"):
-            after = client.post(f"{path}/rollback", body, AdapterOut, PATIENT)
+            after = client.send(ADAPTERS.rollback(name, version))
     typer.echo(_rolled_back(before, after))
 
 
-@adapters.command()
+@cli.command()
 def remove(name: Name, url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
     """Remove an adapter with its versions, once the requests that use it have ended."""
-    with telling_failures(), _status("waiting for the requests that use it to end"):
-        Client(url, admin_key).delete(_path(name))
+    call = ADAPTERS.remove(name)
+    with (
+        connected(url, admin_key) as client,
+        _status("waiting for the requests that use it to end"),
+    ):
+        client.send(call)
     typer.echo(f"{name} is removed.")
-
-
-def _path(name: str) -> str:
-    if refusal := name_refusal("an adapter", name):
-        raise ClientError(refusal)
-    return f"/adapters/{name}"
 
 
 def _files_here(source: str) -> list[Path]:
@@ -136,7 +120,7 @@ def _files_here(source: str) -> list[Path]:
     except OSError as error:
         raise _unreadable(path, error) from None
     if not path.name.lower().endswith(ARCHIVES):
-        raise ClientError(
+        raise fail(
             f"{path} is neither a folder nor a .tar.gz, .tgz, .tar or .zip: give the folder that "
             "PEFT's save_pretrained wrote, or an archive of it"
         )
@@ -145,21 +129,21 @@ def _files_here(source: str) -> list[Path]:
 
 def _files_in(folder: Path) -> list[Path]:
     if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise ClientError(
+        raise fail(
             f"{folder} has no {' and no '.join(missing)}: give the folder that PEFT's "
             "save_pretrained wrote, with safe_serialization=True"
         )
     return [folder / name for name in FILES]
 
 
-def _unreadable(path: Path | str, error: OSError) -> ClientError:
-    return ClientError(f"{path} cannot be read ({error.strerror}): check the path")
+def _unreadable(path: Path | str, error: OSError) -> typer.Exit:
+    return fail(f"{path} cannot be read ({error.strerror}): check the path")
 
 
-def _find(client: Client, path: str) -> AdapterOut | None:
+def _find(client: Client, name: str) -> AdapterOut | None:
     """What the server has by that name now."""
     try:
-        return client.get(path, AdapterOut)
+        return client.send(ADAPTERS.show(name))
     except ClientError as error:
         if error.type == "adapter_not_found":
             return None
@@ -194,7 +178,7 @@ def _upload(client: Client, path: str, files: list[Path], *, force: bool) -> Ada
                 for file in files
             }
             fields = {"force": "true"} if force else {}
-            return client.upload(path, opened, fields, AdapterOut, on_sent)
+            return client.send(upload(path, opened, fields, AdapterOut, on_sent))
     except OSError as error:
         raise _unreadable(error.filename or files[0], error) from None
 
@@ -208,7 +192,7 @@ def _name_source(
     if force:
         body["force"] = True
     with _status("the server fetches, checks and loads it"):
-        return client.put(path, body, AdapterOut)
+        return client.send(Call("PUT", path, AdapterOut, body, PATIENT))
 
 
 def _status(doing: str) -> Status:

@@ -1,18 +1,9 @@
-"""What the commands share: which server they talk to, and how a failure reads."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated
+"""What the commands write to the terminal alike."""
 
 import typer
+from rich.console import Console
 
-from softserve.client import ClientError
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-Url = Annotated[str, typer.Option(help="The running server.", envvar="SOFTSERVE_URL")]
-AdminKey = Annotated[
-    str | None, typer.Option(help="The server's admin key.", envvar="SOFTSERVE_ADMIN_KEY")
-]
+PIPE_WIDTH = 1000
 
 
 def fail(sentence: str) -> typer.Exit:
@@ -21,10 +12,9 @@ def fail(sentence: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-@contextmanager
-def telling_failures() -> Iterator[None]:
-    """End the command with the sentence of a `ClientError`."""
-    try:
-        yield
-    except ClientError as error:
-        raise fail(str(error)) from None
+def stdout(pipe_width: int = PIPE_WIDTH) -> Console:
+    """Standard output. A table fits a terminal's width; in a pipe, each of its rows is one line."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = pipe_width
+    return console

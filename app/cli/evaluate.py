@@ -13,24 +13,27 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli.console import DEFAULT_URL, Url, fail
+from app.cli.adapters import ADAPTERS
+from app.cli.connection import DEFAULT_URL, Url, connected
+from app.cli.console import fail
 from app.cli.evaluation_tables import print_comparison
-from app.errors import TemplateRejected
+from app.cli.templates import TEMPLATES, body_of, template_in
 from app.evaluation.comparison import compare
 from app.evaluation.measures import METRICS, EvaluationError, no_metric
 from app.evaluation.report import Sample, html_report
 from app.evaluation.runner import Answered, Question, ask_all
 from app.evaluation.variants import NO_ADAPTER, Variant, combine, key_of, name_of
-from app.templates.source import read_template
-from softserve.client import AsyncClient, Client, ClientError
-from softserve.schema.adapters import AdapterOut
+from softserve.client import PATIENT, AsyncClient, Call, Client, ClientError
 from softserve.schema.icl import IclGenerateAnswer
 from softserve.schema.server import ModelInfo
-from softserve.schema.templates import OUTPUT, Template, TemplateOut
+from softserve.schema.templates import OUTPUT, Template
+from softserve.schema.versions import short
 
 BUSY = ("server_full", "engine_starting")
 BUSY_PAUSE_SECONDS = 1.0
 NUM_SAMPLES = 8
+
+cli = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class PinnedTemplate:
     template: Template
 
 
+@cli.command()
 def evaluate(
     data: Annotated[Path, typer.Option(help="JSONL: the template's inputs, and a reference.")],
     template: Annotated[
@@ -65,22 +69,22 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="An HTML report.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Compare ways of prompting: shots, templates, adapters, temperatures."""
     try:
         metric_names = _metrics(metrics)
-        client = Client(url)
-        templates = {_stem(each): _find_template(client, each) for each in _list(template)}
+        with connected(url) as client:
+            templates = {_stem(each): _find_template(client, each) for each in _list(template)}
+            adapters = [_pinned_adapter(client, each) for each in _list(adapter)]
+            model = client.send(Call("GET", "/info", ModelInfo)).model
         variants = combine(
             list(templates),
             [_shots(each) for each in _list(shots)],
-            [_pinned_adapter(client, each) for each in _list(adapter)] or [None],
+            adapters or [None],
             [_temperature(each) for each in _list(temperature)] or [None],
         )
         rows = _read_data(data, limit)
         references = [
             _field(row, reference, row_number) for row_number, row in enumerate(rows, start=1)
         ]
-        model = client.get("/info", ModelInfo).model
 
         def questions_to(variant: Variant) -> list[Question]:
             pinned = templates[variant.template]
@@ -117,7 +121,7 @@ async def _ask_all(
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    async with AsyncClient(url, concurrency) as client:
+    async with AsyncClient(url, max_connections=concurrency) as client:
         with progress:
             task = progress.add_task("asking", total=len(flat))
             answers = await ask_all(
@@ -128,9 +132,10 @@ async def _ask_all(
 
 async def _ask(client: AsyncClient, question: Question) -> Answered:
     """One answer. A server that is busy is asked again."""
+    call = Call("POST", "/icl/generate", IclGenerateAnswer, question.body, PATIENT)
     while True:
         try:
-            answer = await client.post("/icl/generate", question.body, IclGenerateAnswer)
+            answer = await client.send(call)
             break
         except ClientError as error:
             if error.type == "context_window_exceeded":
@@ -197,15 +202,10 @@ def _stem(template: str) -> str:
 def _find_template(client: Client, name: str) -> PinnedTemplate:
     """A template of this machine or of the server, pinned: it may change meanwhile."""
     if name.endswith(".yaml"):
-        try:
-            read = read_template(Path(name))
-        except OSError as error:
-            raise EvaluationError(f"{name} cannot be read ({error.strerror})") from error
-        except TemplateRejected as error:
-            raise EvaluationError(f"{name} is no template: {error.message}") from error
-        return PinnedTemplate(read.model_dump(mode="json", exclude_defaults=True), read)
+        here = template_in(Path(name))
+        return PinnedTemplate(body_of(here), here)
     bare, _, version = name.partition("@")
-    found = client.get(f"/icl/templates/{bare}", TemplateOut)
+    found = client.send(TEMPLATES.show(bare))
     if found.template is None:
         raise EvaluationError(f"the template {bare} is not served: {found.rejected}")
     return PinnedTemplate(f"{bare}@{version or found.live}", found.template)
@@ -214,8 +214,8 @@ def _find_template(client: Client, name: str) -> PinnedTemplate:
 def _pinned_adapter(client: Client, name: str) -> str:
     if name == NO_ADAPTER or "@" in name:
         return name
-    found = client.get(f"/adapters/{name}", AdapterOut)
-    return name if found.live is None else f"{name}@{found.live[:12]}"
+    found = client.send(ADAPTERS.show(name))
+    return name if found.live is None else f"{name}@{short(found.live)}"
 
 
 def _read_data(file: Path, limit: int | None) -> list[dict[str, Any]]:

@@ -1,22 +1,18 @@
 """What `softserve evaluate` prints."""
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.console import stdout
 from app.evaluation.bootstrap import Interval
 from app.evaluation.comparison import Comparison, verdict
 from app.evaluation.measures import ROUGE_PARTS, ROUGE_TYPES
 
-PIPE_WIDTH = 200
-
 
 def print_comparison(comparison: Comparison) -> None:
     """A row a variant, F1 with precision and recall below it, and who is best."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
+    console = stdout()
     table = Table(
         title=f"{comparison.num_rows} rows; below each score its 95% interval",
         title_justify="left",

@@ -1,4 +1,4 @@
-"""What the command line prints."""
+"""What `softserve inspect` prints."""
 
 from rich.bar import Bar
 from rich.box import SIMPLE_HEAD
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softserve.schema.controls import Sampling
+from softserve.schema.controls import FILTERS, Sampling
 from softserve.schema.inspection import InspectAnswer
 
 TOKEN_WIDTH = 16
@@ -55,9 +55,9 @@ def print_distribution(answer: InspectAnswer, console: Console | None = None) ->
 def _title(sampling: Sampling) -> str:
     if sampling.greedy:
         return "greedy: the most likely token is taken"
-    filters = [("top_k", sampling.top_k, None), ("top_p", sampling.top_p, 1.0)]
-    filters.append(("min_p", sampling.min_p, 0.0))
-    given = [f"{name} {value}" for name, value, off in filters if value != off]
+    fields = Sampling.model_fields
+    values = {name: getattr(sampling, name) for name in FILTERS}
+    given = [f"{name} {each}" for name, each in values.items() if each != fields[name].default]
     return ", ".join([f"temperature {sampling.temperature}", *given])
 
 

@@ -1,41 +1,91 @@
-"""The command line: `softserve serve`, and commands that talk to a running server."""
+"""The command line: `softserve serve`, and commands that talk to a running server.
 
-import signal
-import sys
-from inspect import Parameter, Signature
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+A command's module is imported when the command runs: `softserve --help` waits for none of them, and
+those that talk to a server do not need what the server needs.
+"""
+
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from app.cli.adapters import adapters
-from app.cli.console import DEFAULT_URL, Url, fail, telling_failures
-from app.cli.evaluate import evaluate
-from app.cli.inspection_tables import print_distribution
-from app.cli.templates import templates
-from app.errors import QuantizationFailed, StartError
-from app.settings import Settings
-from app.telemetry.logs import configure_logging
-from softserve import __version__
-from softserve.client import Client
-from softserve.schema.inspection import InspectAnswer
-from softserve.schema.server import Limits
+from app.cli.console import fail
+
+
+class LateCommand(TyperCommand):
+    """A command of which only the sentence is known before it runs."""
+
+    def __init__(self, name: str, module: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self.module = module
+
+    def make_context(self, *arguments: Any, **extra: Any) -> Any:
+        command = get_command(import_module(self.module).cli)
+        command.help = self.help
+        return command.make_context(*arguments, **extra)
+
+
+COMMANDS = [
+    LateCommand(
+        "serve",
+        "app.cli.serve",
+        "Start the server. It answers /health/live at once and /health/ready when the model is "
+        "loaded.\n\n"
+        "Every option is also read from the environment: --port from SOFTSERVE_PORT, and so on.",
+    ),
+    LateCommand(
+        "evaluate",
+        "app.cli.evaluate",
+        "Compare ways of prompting: shots, templates, adapters, temperatures.",
+    ),
+    LateCommand(
+        "quantize",
+        "app.cli.quantize",
+        "Write a checkpoint with INT8 weights (W8A8, compressed-tensors) for --model of serve.",
+    ),
+    LateCommand(
+        "inspect",
+        "app.cli.inspection",
+        "Show what the sampling controls do to a prompt's next token, on a running server.",
+    ),
+    LateCommand("adapter", "app.cli.adapters", "Show and change the adapters of a running server."),
+    LateCommand(
+        "template", "app.cli.templates", "Show and change the prompt templates of a running server."
+    ),
+]
+
+
+class Commands(TyperGroup):
+    """The commands. One that misses a package says what to install."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"commands": COMMANDS})
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise fail(
+                f"this command needs the server's packages and {error.name} is not there: "
+                "pip install 'softserve[cpu]' or 'softserve[cuda]'"
+            ) from error
+
 
 cli = typer.Typer(
     name="softserve",
+    cls=Commands,
     help="An LLM inference server: one base model on vLLM, many tasks on top of it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-cli.add_typer(adapters)
-cli.add_typer(templates)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from softserve import __version__
+
         typer.echo(f"softserve {__version__}")
         raise typer.Exit
 
@@ -52,125 +102,5 @@ def main(
     pass
 
 
-def serve(**given: Any) -> None:
-    """Start the server. It answers /health/live at once and /health/ready when the model is loaded.
-
-    Every option is also read from the environment: --port from SOFTSERVE_PORT, and so on.
-    """
-    try:
-        settings = Settings(**_without_missing(given))
-    except ValidationError as error:
-        reasons = [f"{_flag(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
-        raise fail("; ".join(reasons)) from None
-    configure_logging(settings.log_format, settings.log_level)
-    # vLLM's and the server's imports take seconds, which no other command has to wait for.
-    from app.server import serve as run_server
-
-    try:
-        exit_code = run_server(settings)
-    except StartError as error:
-        raise fail(error.message) from None
-    raise typer.Exit(exit_code)
-
-
-def _without_missing(given: dict[str, Any]) -> dict[str, Any]:
-    """Typer hands over None, or an empty list, for an option that was not given."""
-    return {name: value for name, value in given.items() if value not in (None, [])}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _option(name: str, field: FieldInfo) -> Parameter:
-    """A setting as an option of the command; None stands for not given."""
-    default = field.get_default(call_default_factory=True)
-    kind = _plain_type(field.annotation)
-    option = typer.Option(
-        _flag(name), help=field.description, show_default=str(default) if default else False
-    )
-    return Parameter(
-        name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
-
-
-def _plain_type(annotation: Any) -> Any:
-    """`int` for `PositiveInt | None`, `list[str]` for `tuple[str, ...]`: what typer can parse."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        (annotation,) = (argument for argument in arguments if argument is not NoneType)
-        return _plain_type(annotation)
-    if origin is Annotated:
-        return _plain_type(arguments[0])
-    return list[str] if origin is tuple else annotation
-
-
-serve.__signature__ = Signature(  # type: ignore[attr-defined]
-    [
-        _option(name, field)
-        for name, field in sorted(
-            Settings.model_fields.items(), key=lambda item: item[0] in Limits.model_fields
-        )
-    ]
-)
-cli.command()(serve)
-cli.command()(evaluate)
-
-
-@cli.command()
-def quantize(
-    out: Annotated[Path, typer.Option(help="The new folder to write.")],
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A Hugging Face folder or hub id; without it, SmolLM2-135M-Instruct."),
-    ] = None,
-) -> None:
-    """Write a checkpoint with INT8 weights (W8A8, compressed-tensors) for --model of serve."""
-    # A terminated run leaves as an interrupted one does, and takes what it has written along.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    # PyTorch's import takes seconds, which no other command has to wait for.
-    from app.quantization.checkpoint import quantize_checkpoint, quantize_progress
-
-    try:
-        quantize_checkpoint(model, out, quantize_progress())
-    except (StartError, QuantizationFailed) as error:
-        raise fail(error.message) from None
-    typer.echo(f"{out}: serve it with softserve serve --model {out}")
-
-
-@cli.command()
-def inspect(
-    prompt: Annotated[str, typer.Argument(help="The text whose next token is inspected.")],
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy, up to 2.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the nucleus of this mass.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Keep tokens at least this fraction as likely as the best.")
-    ] = None,
-    num_tokens: Annotated[int, typer.Option(help="How many tokens to show.")] = 10,
-    use_chat_template: Annotated[
-        bool, typer.Option("--use-chat-template", help="Wrap the prompt as a user message.")
-    ] = False,
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Show what the sampling controls do to a prompt's next token, on a running server."""
-    controls = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "system": system,
-    }
-    body = {name: value for name, value in controls.items() if value is not None} | {
-        "prompt": prompt,
-        "num_tokens": num_tokens,
-        "use_chat_template": use_chat_template,
-    }
-    with telling_failures():
-        answer = Client(url).post("/inspect", body, InspectAnswer)
-    print_distribution(answer)
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    cli()

@@ -46,3 +46,8 @@ class NameFields(BaseModel):
         "is not.",
         examples=[None],
     )
+
+
+def short(digest: str) -> str:
+    """As many digits of a version as a person reads."""
+    return digest[:SHOWN_DIGITS]

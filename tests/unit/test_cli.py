@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.cli.main import cli
+from app.cli.main import COMMANDS, LateCommand, cli
 from app.settings import Settings
 from softserve import __version__
+from softserve.schema.inspection import InspectBody
 from tests.unit.test_tables import ANSWER
 
 
@@ -70,6 +71,22 @@ def test_help_names_every_command() -> None:
     result = _run("--help")
     assert result.exit_code == 0
     assert {"serve", "inspect"} <= set(_plain(result.output).split())
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_explains_itself(command: LateCommand) -> None:
+    assert command.help is not None
+    for arguments in (["--help"], [command.name, "--help"]):
+        words = " ".join(_plain(_run(*arguments).output).replace("│", " ").split())
+        assert command.help.partition("\n")[0] in words
+
+
+@pytest.mark.parametrize("name", InspectBody.model_fields)
+def test_help_of_inspect_has_every_field(name: str) -> None:
+    words = " ".join(_plain(_run("inspect", "--help").output).replace("│", " ").split())
+    description = InspectBody.model_fields[name].description
+    assert description is not None
+    assert description in words
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -146,12 +163,15 @@ def test_inspect_sends_every_control(answers: type[Answers]) -> None:
         answers,
         *("--temperature", "0.5", "--top-p", "0.9", "--min-p", "0.1"),
         *("--use-chat-template", "--system", "be kind"),
+        *("--adapter", "my-task", "--soft-prompt", "my-prompt"),
     )
     assert answers.received[0][1] == {
         "prompt": "The sky is",
         "temperature": 0.5,
         "top_p": 0.9,
         "min_p": 0.1,
+        "adapter": "my-task",
+        "soft_prompt": "my-prompt",
         "use_chat_template": True,
         "system": "be kind",
         "num_tokens": 10,

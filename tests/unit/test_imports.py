@@ -22,6 +22,13 @@ def test_a_client_loads_neither_the_server_nor_numpy() -> None:
     assert loaded & {"app", "numpy", "fastapi", "structlog", "transformers", "vllm"} == set()
 
 
+def test_the_help_waits_for_no_command() -> None:
+    loaded = _loaded_by("app.cli.main")
+
+    assert "typer" in loaded
+    assert loaded & {"softserve", "httpx", "numpy", "pydantic", "pydantic_settings"} == set()
+
+
 @pytest.mark.parametrize("module", ["app.server", "app.engine.vllm.engine"])
 def test_vllm_is_imported_when_the_engine_starts(module: str) -> None:
     """It reads its environment when it is imported, so the environment must be set before."""
