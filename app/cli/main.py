@@ -1,6 +1,7 @@
 """The command line: `softserve serve`, and commands that talk to a running server.
 
-A command's module is imported when the command runs: `softserve --help` waits for none of them.
+A command's module is imported when the command runs: `softserve --help` waits for none of them, and
+those that talk to a server do not need what the server needs.
 """
 
 from importlib import import_module
@@ -9,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
+
+from app.cli.console import fail
 
 
 class LateCommand(TyperCommand):
@@ -55,10 +58,19 @@ COMMANDS = [
 
 
 class Commands(TyperGroup):
-    """The commands."""
+    """The commands. One that misses a package says what to install."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options | {"commands": COMMANDS})
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise fail(
+                f"this command needs the server's packages and {error.name} is not there: "
+                "pip install 'softserve[cpu]' or 'softserve[cuda]'"
+            ) from error
 
 
 cli = typer.Typer(

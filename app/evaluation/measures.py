@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import BLEU
 
 METRICS = ("rouge", "bleu", "exact", "accuracy")
 ROUGE_TYPES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
@@ -83,9 +85,6 @@ def _mean(name: str, scores: Sequence[float]) -> Measure:
 
 
 def _rouge(rows: Sequence[Scored]) -> list[Measure]:
-    # This import and that of sacrebleu are slow: no other command waits for them.
-    from rouge_score.rouge_scorer import RougeScorer
-
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
     scored = [scorer.score(row.reference, row.completion) for row in rows]
     return [
@@ -96,8 +95,6 @@ def _rouge(rows: Sequence[Scored]) -> list[Measure]:
 
 
 def _bleu(rows: Sequence[Scored]) -> Measure:
-    from sacrebleu import BLEU
-
     bleu = BLEU()
     summands = []
     for row in rows:

@@ -1,0 +1,122 @@
+"""`pip install softserve` alone: what talks to a server runs, the rest says what to install."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SENTENCE = re.compile(
+    r"softserve: this command needs the server's packages and [\w.]+ is not there: "
+    r"pip install 'softserve\[cpu\]' or 'softserve\[cuda\]'\n"
+)
+# Runs the command line where these modules cannot be imported, as if they were not installed.
+RUN_WITHOUT = """
+import sys
+
+class NotInstalled:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+absent = set(sys.argv.pop(1).split())
+sys.meta_path.insert(0, NotInstalled)
+from app.cli.main import cli
+cli()
+"""
+
+
+def _normal(requirement: str) -> str:
+    """The name of the distribution that a requirement asks for."""
+    name = re.match(r"[\w.-]+", requirement)
+    assert name is not None
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def _with_what_they_need(requirements: list[str]) -> set[str]:
+    """The distributions, and those below them; an extra is not followed."""
+    found: set[str] = set()
+    remaining = list(requirements)
+    while remaining:
+        requirement = remaining.pop()
+        if "extra ==" in requirement or _normal(requirement) in found:
+            continue
+        found.add(_normal(requirement))
+        try:
+            remaining += metadata.requires(_normal(requirement)) or []
+        except metadata.PackageNotFoundError:
+            # For another platform or Python.
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def absent() -> str:
+    """Every module of this environment that the client's own dependencies do not bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    present = _with_what_they_need(project["dependencies"])
+    modules = {
+        module
+        for module, distributions in metadata.packages_distributions().items()
+        if not present & set(map(_normal, distributions)) and module not in {"app", "softserve"}
+    }
+    assert {"numpy", "fastapi", "transformers", "pydantic_settings", "structlog"} <= modules
+    assert modules & {"httpx", "pydantic", "rich", "typer", "yaml"} == set()
+    return " ".join(modules)
+
+
+def _run(absent: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT, absent, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["serve"],
+        ["serve", "--help"],
+        ["quantize", "--out", "/no/such/folder/x"],
+        ["evaluate", "--data", "x.jsonl", "--template", "x"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_the_server_says_what_to_install(absent: str, command: list[str]) -> None:
+    done = _run(absent, *command)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert SENTENCE.fullmatch(done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["adapter", "list"],
+        ["adapter", "add", "x", str(ROOT / "adapters/support-intent-lora")],
+        ["template", "list"],
+        ["template", "add", "x", str(ROOT / "templates/sentiment.yaml")],
+        ["inspect", "The sky is"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_what_talks_to_a_server_runs(absent: str, command: list[str]) -> None:
+    done = _run(absent, *command, "--url", "http://127.0.0.1:1")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("softserve: no answer from http://127.0.0.1:1 (")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"]], ids=" ".join)
+def test_what_needs_nothing_runs(absent: str, command: list[str]) -> None:
+    done = _run(absent, *command)
+
+    assert (done.returncode, done.stderr) == (0, "")
