@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from app.engine.model.default import EXPANDED_FROM, expanded_from
 from app.engine.model.find import INDEX_FILE, check_model_folder, find_model
 from app.engine.model.precision import QUANTIZED_FROM, scheme_of
 from app.errors import QuantizationFailed
@@ -56,6 +57,8 @@ def quantize_checkpoint(model: str | None, out: Path, progress: Progress) -> Non
                 if file.name not in ("config.json", INDEX_FILE):
                     shutil.copyfile(file, folder / file.name)
         config |= {"quantization_config": _scheme(config), QUANTIZED_FROM: Path(name).name}
+        if (expanded := expanded_from(source, config)) is not None:
+            config[EXPANDED_FROM] = expanded
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -36,7 +36,7 @@ class WeightsOut(BaseModel):
 
     precision: str = Field(description="Their precision.", examples=["int8"])
     made: str = Field(
-        description="How they came to be in it.",
+        description="How they came to be in it; the default model's were held in 4 bits before.",
         examples=["int8 weight-only (per channel), quantized at load"],
     )
     linear_bytes: int = Field(description="Bytes of the linear layers.", examples=[106_790_400])

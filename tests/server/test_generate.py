@@ -332,7 +332,8 @@ def test_info(client: httpx.Client) -> None:
 
     assert info.pop("limits")["max_sequences_in_flight"] == 64
     weights = info.pop("weights")
-    assert (weights["precision"], weights["made"]) == ("fp32", "cast at load")
+    assert weights["precision"] == "fp32"
+    assert weights["made"] == "4-bit GGUF (Q4_1) expanded to BF16, then cast at load"
     # 30 layers of 3,538,944 weights.
     assert weights["linear_bytes"] == 4 * 30 * 3_538_944
     # vLLM rounds it down to whole blocks.

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from rich.progress import Progress
 
-from app.engine.model.default import default_model
+from app.engine.model.default import EXPANDED, default_model
 from app.quantization.checkpoint import quantize_checkpoint
 from app.settings import Settings
 from tests.server.architectures import round_to_int8
@@ -89,7 +89,8 @@ def test_int8_weights_are_bytes(int8_client: httpx.Client) -> None:
 
     weights = info["weights"]
     assert weights["precision"] == "int8"
-    assert weights["made"] == "int8 weight-only (per channel), quantized at load"
+    made = "int8 weight-only (per channel), quantized at load"
+    assert weights["made"] == f"{EXPANDED}, then {made}"
     assert info["dtype"] == "float32"
     # A scale of 4 bytes for each output channel is all that is added.
     assert weights["linear_bytes"] >= NUM_WEIGHTS_IN_LINEARS
@@ -135,7 +136,8 @@ def test_types_of_two_bytes(precision: str, peft_reference: PeftReference) -> No
             weights = client.get("/info").json()["weights"]
             got = [answers(client, PROMPTS[:2], **named) for named in NAMED]
 
-    assert (weights["precision"], weights["made"]) == (precision, "cast at load")
+    assert weights["precision"] == precision
+    assert weights["made"] == f"{EXPANDED}, then cast at load"
     assert weights["linear_bytes"] == 2 * NUM_WEIGHTS_IN_LINEARS
     # Rounded to two bytes, a close second may come first: not every token has to be FP32's.
     for tokens, named in zip(got, NAMED, strict=True):
@@ -162,7 +164,8 @@ def test_a_quantized_checkpoint_is_served_with_adapters(
             got = [answers(client, PROMPTS[:4], **named) for named in NAMED]
 
     assert info["weights"]["precision"] == "int8"
-    assert info["weights"]["made"] == "compressed-tensors W8A8 checkpoint"
+    made = f"{EXPANDED}, then compressed-tensors W8A8 checkpoint"
+    assert info["weights"]["made"] == made
     assert info["weights"]["linear_bytes"] < 0.55 * 2 * NUM_WEIGHTS_IN_LINEARS
     assert "Paris" in chat["completions"][0]["text"]
     assert len({str(tokens) for tokens in got}) == len(NAMED)

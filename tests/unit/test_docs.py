@@ -1,5 +1,7 @@
 """The documentation that can go stale without anybody noticing, checked."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,17 @@ from pydantic.fields import FieldInfo
 from app.http.errors import STATUSES
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from softserve.schema.controls import CONTROLS
+from softserve.schema.controls import CONTROLS, Sampling
 from softserve.schema.generation import GenerateBody
 from softserve.schema.templates import Template
 
 ROOT = Path(__file__).parents[2]
+MAX_PROSE_LENGTH = 130
+DOCUMENTS = [
+    str(file.relative_to(ROOT))
+    for pattern in ("README.md", "CHANGELOG.md", "docs/*.md", "*/README.md")
+    for file in sorted(ROOT.glob(pattern))
+]
 
 
 def lines_of(document: str) -> list[str]:
@@ -32,9 +40,36 @@ def test_every_setting_is_documented(name: str) -> None:
     assert row in lines_of("docs/settings.md")
 
 
+def control_row(name: str) -> str:
+    """A control of `Sampling` with its default, which a body leaves open; or another field."""
+    fields = Sampling.model_fields if name in CONTROLS else GenerateBody.model_fields
+    field = fields[name]
+    has_default = not field.is_required() and field.default is not None
+    default = f"`{json.dumps(field.default)}`" if has_default else ""
+    return f"| `{name}` | {default} | {field.description} |"
+
+
 @pytest.mark.parametrize("name", GenerateBody.model_fields)
 def test_every_control_is_in_the_readme(name: str) -> None:
-    assert f"| `{name}` |" in (ROOT / "README.md").read_text()
+    assert control_row(name) in lines_of("README.md")
+
+
+def test_the_readme_has_no_other_control() -> None:
+    rows = [line for line in lines_of("README.md") if line.startswith("| `")]
+    assert len(rows) == len(GenerateBody.model_fields)
+
+
+def prose_of(document: str) -> list[str]:
+    """The lines of a document outside of code and tables."""
+    parts = "\n".join(lines_of(document)).split("```")
+    lines = "\n".join(parts[::2]).splitlines()
+    return [line for line in lines if not line.startswith("|")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_line_of_prose_can_be_read(document: str) -> None:
+    too_long = [line for line in prose_of(document) if len(line) > MAX_PROSE_LENGTH]
+    assert too_long == []
 
 
 @pytest.mark.parametrize("name", Template.model_fields.keys() - CONTROLS)
@@ -56,3 +91,11 @@ def test_every_metric_is_documented() -> None:
     assert families
     for family in families:
         assert family.name in documented
+
+
+def test_what_the_architecture_names_is_there() -> None:
+    text = "\n".join(lines_of("docs/architecture.md"))
+    named = re.findall(r"`((?:app|softserve|tests|docs)/[\w/.]*|\w+\.(?:md|toml))`", text)
+
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from app.engine.model import default as default_model
 from app.engine.model.precision import INT8_METHOD, Device, choose_format, int8_scheme
 from app.errors import ModelNotLoadable
 from app.settings import Precision
@@ -45,6 +46,14 @@ def make_folder(folder: Path, scheme: dict[str, Any] | None = None, **tensors: s
         folder / "model.safetensors",
     )
     return folder
+
+
+def make_default_model(cache_dir: Path) -> Path:
+    """The folder of the default model as version 0.1.0 left it: without a mark."""
+    folder = cache_dir / "models" / default_model.NAME
+    folder.mkdir(parents=True)
+    default_model.lock_of(folder).touch()
+    return make_folder(folder)
 
 
 def make_quantized(folder: Path, scheme: dict[str, Any]) -> Path:
@@ -113,6 +122,36 @@ def test_a_checkpoint_in_int8_is_served_as_it_is(
 
     assert (chosen.precision, chosen.dtype, chosen.quantization) == ("int8", "float32", None)
     assert chosen.made == f"compressed-tensors {int8_scheme(scheme)} checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [("fp32", "cast at load"), ("int8", "int8 weight-only (per channel), quantized at load")],
+)
+def test_the_default_model_says_that_it_was_held_in_four_bits(
+    tmp_path: Path, asked: Precision, made: str
+) -> None:
+    chosen = choose_format(asked, make_default_model(tmp_path), CPU)
+
+    assert chosen.made == f"4-bit GGUF (Q4_1) expanded to BF16, then {made}"
+
+
+def test_a_mark_says_it_wherever_the_folder_is(tmp_path: Path) -> None:
+    folder = make_quantized(tmp_path, W8A8)
+    config = json.loads((folder / "config.json").read_text())
+    marked = config | {default_model.EXPANDED_FROM: "3-bit GGUF expanded to FP16"}
+    (folder / "config.json").write_text(json.dumps(marked))
+
+    chosen = choose_format("auto", folder, CPU)
+
+    assert chosen.made == "3-bit GGUF expanded to FP16, then compressed-tensors W8A8 checkpoint"
+
+
+def test_another_folder_of_the_same_name_is_not_the_default_model(tmp_path: Path) -> None:
+    folder = tmp_path / default_model.NAME
+    folder.mkdir()
+
+    assert choose_format("fp32", make_folder(folder), CPU).made == "cast at load"
 
 
 def test_a_checkpoint_in_another_format_is_left_to_vllm(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from app.engine.model import default as default_model
 from app.engine.model.find import base_names
 from app.engine.model.precision import QUANTIZED_FROM
 from app.errors import ModelNotFound, ModelNotLoadable, QuantizationFailed
@@ -101,6 +102,17 @@ def test_every_linear_layer_of_the_decoder_is_in_int8(source: Path, quantized: P
         # GPTQ rounds to a neighbour of the neighbour at most, or so.
         error = (made[name] * scale - original[name].float()).abs()
         assert (error <= 3 * scale).all()
+
+
+def test_what_the_weights_were_expanded_from_is_still_told(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / default_model.NAME
+    shutil.copytree(source, folder)
+    default_model.lock_of(folder).touch()
+
+    quantize_checkpoint(str(folder), tmp_path / "out", Progress(disable=True))
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config[default_model.EXPANDED_FROM] == default_model.EXPANDED
 
 
 def test_the_folder_is_one_that_is_served(source: Path, quantized: Path) -> None:

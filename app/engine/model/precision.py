@@ -4,10 +4,11 @@ A checkpoint that is quantized already is served as it is; a flag that contradic
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from app.engine.model.default import expanded_from
 from app.errors import ModelNotLoadable
 from app.settings import Precision
 
@@ -56,7 +57,14 @@ def choose_format(asked: Precision, folder: Path, device: Device) -> WeightForma
         ModelNotLoadable: the checkpoint contradicts `asked`, or the device cannot do it.
     """
     config = json.loads((folder / "config.json").read_bytes())
-    scheme = scheme_of(config)
+    chosen = _choose_format(asked, folder, scheme_of(config), device)
+    expanded = expanded_from(folder, config)
+    return chosen if expanded is None else replace(chosen, made=f"{expanded}, then {chosen.made}")
+
+
+def _choose_format(
+    asked: Precision, folder: Path, scheme: dict[str, Any] | None, device: Device
+) -> WeightFormat:
     if scheme is not None:
         return _of_quantized_checkpoint(asked, folder, scheme, device)
     if asked == "int8":
