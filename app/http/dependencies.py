@@ -43,19 +43,13 @@ EVENT_STREAM: Responses = {
 }
 
 
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+def _part(name: str) -> Any:
+    """What `create_app` has put there under this name."""
 
+    async def part(request: Request) -> Any:
+        return getattr(request.app.state, name)
 
-async def _few_shot(request: Request) -> FewShot:
-    few_shot: FewShot = request.app.state.few_shot
-    return few_shot
-
-
-async def _warming(request: Request) -> Warming:
-    warming: Warming = request.app.state.warming
-    return warming
+    return Depends(part)
 
 
 async def _request_id(request: Request) -> str:
@@ -63,30 +57,13 @@ async def _request_id(request: Request) -> str:
     return request_id
 
 
-TheService = Annotated[Service, Depends(_service)]
-TheFewShot = Annotated[FewShot, Depends(_few_shot)]
-TheWarming = Annotated[Warming, Depends(_warming)]
+TheService = Annotated[Service, _part("service")]
+TheFewShot = Annotated[FewShot, _part("few_shot")]
+TheAdapters = Annotated[AdapterRegistry, _part("adapters")]
+TheIntake = Annotated[Intake, _part("intake")]
+TheTemplates = Annotated[TemplateRegistry, _part("templates")]
+TheWarming = Annotated[Warming, _part("warming")]
 RequestId = Annotated[str, Depends(_request_id)]
-
-
-async def _adapters(request: Request) -> AdapterRegistry:
-    adapters: AdapterRegistry = request.app.state.adapters
-    return adapters
-
-
-async def _intake(request: Request) -> Intake:
-    intake: Intake = request.app.state.intake
-    return intake
-
-
-async def _templates(request: Request) -> TemplateRegistry:
-    templates: TemplateRegistry = request.app.state.templates
-    return templates
-
-
-TheAdapters = Annotated[AdapterRegistry, Depends(_adapters)]
-TheIntake = Annotated[Intake, Depends(_intake)]
-TheTemplates = Annotated[TemplateRegistry, Depends(_templates)]
 
 
 def json_answer(answer: BaseModel) -> Response:
