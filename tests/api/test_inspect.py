@@ -1,4 +1,4 @@
-"""POST /inspect over HTTP. (Its arithmetic is tested in tests/unit/test_inspection.py.)"""
+"""POST /inspect over HTTP. (Its arithmetic is tested in tests/unit/serving/test_inspection.py.)"""
 
 import pytest
 

@@ -9,7 +9,7 @@ from app.templates.compilation import CompiledTemplate
 from app.templates.source import read_template
 from softserve.schema.templates import OUTPUT, Template
 
-FOLDER = Path(__file__).resolve().parents[2] / "templates"
+FOLDER = Path(__file__).resolve().parents[3] / "templates"
 SHIPPED = {
     *("dialogue-summary", "dialogue-summary-lora", "named-entities", "passage-questions"),
     *("sentiment", "text-to-json", "translation"),

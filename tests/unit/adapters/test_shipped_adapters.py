@@ -12,7 +12,7 @@ from app.engine.protocol import Architecture, ModuleShape
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterKind
 from softserve.schema.server import Limits
 
-ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
+ADAPTERS = Path(__file__).resolve().parents[3] / "adapters"
 SHIPPED: dict[str, AdapterKind] = {
     "dialogue-summary-lora": "lora",
     "support-intent-lora": "lora",

@@ -14,7 +14,7 @@ from app.cli.main import COMMANDS, LateCommand, cli
 from app.settings import Settings
 from softserve import __version__
 from softserve.schema.inspection import InspectBody
-from tests.unit.test_tables import ANSWER
+from tests.unit.cli.test_inspection_tables import ANSWER
 
 
 def _run(*arguments: str, **environment: str) -> Result:

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli.main import cli
-from tests.unit.test_adapter_tables import FIRST, SECOND, SOFT_PROMPT, adapter, version
+from tests.unit.cli.test_adapter_tables import FIRST, SECOND, SOFT_PROMPT, adapter, version
 
 CONFIG, WEIGHTS = b'{"peft_type": "LORA"}', bytes(range(256)) * 8
 KEPT_BYTES = 1 << 20

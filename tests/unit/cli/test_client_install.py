@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SENTENCE = re.compile(
     r"softserve: this command needs the server's packages and [\w.]+ is not there: "
     r"pip install 'softserve\[cpu\]' or 'softserve\[cuda\]'\n"
