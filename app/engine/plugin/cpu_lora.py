@@ -3,7 +3,8 @@
 It stands in for vLLM's `PunicaWrapperCPU`, for two reasons. In vLLM 0.32 a request without an
 adapter that shares a batch with one gets the last slot's adapter: its slot is -1, which
 `bgmv_shrink` takes as an index from the end (tests/unit/engine/test_cpu_lora.py fails once that is
-cured). And it gathers a copy of an adapter's weights for every token, for all modules, touched or not.
+cured). And it gathers a copy of an adapter's weights for every token, for all modules, touched or
+not.
 
 Here a step's tokens are grouped by slot once, and the slots by how many tokens they have: those
 with equally many share their products, which are then as few as one for a whole batch. Tokens
