@@ -58,7 +58,7 @@ def quantize_checkpoint(model: str | None, out: Path, progress: Progress) -> Non
                     shutil.copyfile(file, folder / file.name)
         config |= {"quantization_config": _scheme(config), QUANTIZED_FROM: Path(name).name}
         if (expanded := expanded_from(source, config)) is not None:
-            config[EXPANDED_FROM] = expanded
+            config |= {EXPANDED_FROM: expanded}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from rich.progress import Progress
 
-from app.engine.model.default import EXPANDED, default_model
+from app.engine.model.default import default_model
 from app.quantization.checkpoint import quantize_checkpoint
 from app.settings import Settings
 from tests.server.architectures import round_to_int8
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 LORA, SOFT_PROMPT = "rank16", "virtual20"
 NAMED: list[dict[str, Any]] = [{}, {"adapter": LORA}, {"soft_prompt": SOFT_PROMPT}]
 NUM_WEIGHTS_IN_LINEARS = 30 * 3_538_944
+EXPANDED = "4-bit GGUF (Q4_1) expanded to BF16"
 PROMPTS = [
     "The capital of France is",
     "Q: What is 2 + 2?\nA:",

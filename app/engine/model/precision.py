@@ -58,8 +58,9 @@ def choose_format(asked: Precision, folder: Path, device: Device) -> WeightForma
     """
     config = json.loads((folder / "config.json").read_bytes())
     chosen = _choose_format(asked, folder, scheme_of(config), device)
-    expanded = expanded_from(folder, config)
-    return chosen if expanded is None else replace(chosen, made=f"{expanded}, then {chosen.made}")
+    if (source := expanded_from(folder, config)) is not None:
+        return replace(chosen, made=f"{source} expanded to BF16, then {chosen.made}")
+    return chosen
 
 
 def _choose_format(

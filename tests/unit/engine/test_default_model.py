@@ -55,6 +55,7 @@ def test_made_once(fetched: list[Path], tmp_path: Path) -> None:
     assert _make(tmp_path) == folder
     assert len(fetched) == 1
     assert _left(tmp_path) == {default_model.NAME}
+    assert default_model.expanded_from(folder, {}) == default_model.GGUF_FORMAT
 
 
 def test_another_file_is_refused_and_nothing_is_left(

@@ -139,12 +139,12 @@ def test_the_default_model_says_that_it_was_held_in_four_bits(
 def test_a_mark_says_it_wherever_the_folder_is(tmp_path: Path) -> None:
     folder = make_quantized(tmp_path, W8A8)
     config = json.loads((folder / "config.json").read_text())
-    marked = config | {default_model.EXPANDED_FROM: "3-bit GGUF expanded to FP16"}
+    marked = config | {default_model.EXPANDED_FROM: "3-bit GGUF"}
     (folder / "config.json").write_text(json.dumps(marked))
 
     chosen = choose_format("auto", folder, CPU)
 
-    assert chosen.made == "3-bit GGUF expanded to FP16, then compressed-tensors W8A8 checkpoint"
+    assert chosen.made == "3-bit GGUF expanded to BF16, then compressed-tensors W8A8 checkpoint"
 
 
 def test_another_folder_of_the_same_name_is_not_the_default_model(tmp_path: Path) -> None:
