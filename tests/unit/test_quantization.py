@@ -215,9 +215,19 @@ def test_a_disk_that_fills_up_meanwhile(
     assert list(tmp_path.iterdir()) == []
 
 
+# The command, which waits for a signal before its folder gets its final name.
+WAITING_COMMAND = """
+import pathlib, signal
+pathlib.Path.rename = lambda *_: signal.pause()
+from app.cli.main import cli
+cli()
+"""
+
+
 def start_and_interrupt(source: Path, out: Path, signum: signal.Signals) -> int:
     """Run the command and signal it as soon as it writes; its exit code."""
-    with subprocess.Popen([COMMAND, "quantize", str(source), "--out", str(out)]) as running:
+    command = [sys.executable, "-c", WAITING_COMMAND, "quantize", str(source), "--out", str(out)]
+    with subprocess.Popen(command) as running:
         while not out.with_name(f".{out.name}.partial").exists():
             assert running.poll() is None
             time.sleep(0.05)
