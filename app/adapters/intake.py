@@ -57,9 +57,7 @@ class Intake:
         if isinstance(found, LocalFolder):
             return await self.add_folder(name, found.folder, source, force=force)
         async with self.registry.names.staging() as folder:
-            fetched = await self.registry.names.in_thread(
-                fetch_hub, found, folder, self._settings.max_adapter_bytes
-            )
+            fetched = await self._in_thread(fetch_hub, found, folder, self._max_bytes)
             return await self.add_folder(name, folder, fetched, force=force)
 
     @asynccontextmanager
@@ -73,8 +71,6 @@ class Intake:
         """
         architecture = self._engine.architecture
         async with self.registry.names.staging() as folder:
-            await self.registry.names.in_thread(stage, folder, self._settings.max_adapter_bytes)
-            version = await self.registry.names.in_thread(
-                validate, folder, architecture, self._settings, force
-            )
+            await self._in_thread(stage, folder, self._max_bytes)
+            version = await self._in_thread(validate, folder, architecture, self._settings, force)
             yield folder, version

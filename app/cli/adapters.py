@@ -23,10 +23,9 @@ from app.cli.adapter_tables import kind_of, print_adapter, print_adapters, shown
 from app.cli.connection import DEFAULT_URL, AdminKey, Family, Url, Version, connected
 from app.cli.console import fail
 from softserve.client import PATIENT, Call, Client, ClientError, upload
-from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterList, AdapterOut
+from softserve.schema.adapters import ADAPTER_FILES, AdapterList, AdapterOut
 from softserve.schema.versions import short
 
-FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 ADAPTERS = Family("an adapter", "/adapters", AdapterOut)
 
@@ -128,12 +127,12 @@ def _files_here(source: str) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
+    if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
         raise fail(
             f"{folder} has no {' and no '.join(missing)}: give the folder that PEFT's "
             "save_pretrained wrote, with safe_serialization=True"
         )
-    return [folder / name for name in FILES]
+    return [folder / name for name in ADAPTER_FILES]
 
 
 def _unreadable(path: Path | str, error: OSError) -> typer.Exit:
