@@ -60,7 +60,8 @@ class Architecture:
     `names` are the names that the base model goes by; `modules` has PEFT's name of every module
     that a LoRA can target (`model.layers.0.self_attn.q_proj`). `no_soft_prompts` is the reason why
     this model cannot take a soft prompt, None where it can. `folder` has the base model's weights,
-    with which copies of them are compared.
+    with which copies of them are compared. `unadapted` are those of the modules to
+    which the engine adds no LoRA.
     """
 
     names: frozenset[str]
@@ -69,6 +70,7 @@ class Architecture:
     no_loras: str | None = None
     no_soft_prompts: str | None = None
     folder: Path | None = None
+    unadapted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

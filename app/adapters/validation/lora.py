@@ -174,6 +174,11 @@ def _module_of(name: str, architecture: Architecture) -> str:
             f"tensor {shown(name)} is for a module that the base model does not have: check which "
             "base model the adapter was trained on"
         )
+    if module in architecture.unadapted:
+        raise AdapterRejected(
+            f"tensor {shown(name)} is for module {shown(module)}, to which the engine adds no LoRA "
+            "in this base model: train without it in target_modules"
+        )
     if shape.kind != kind:
         raise AdapterRejected(
             f"tensor {shown(name)} is for {A_OR_AN[kind]} module, and in the base model it is "

@@ -1,4 +1,4 @@
-"""What the model takes up in a worker's memory, measured there: vLLM adds this to its workers."""
+"""What the model takes up in a worker's memory, measured there."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -13,7 +13,7 @@ from app.engine.plugin.int8 import TwoDigitProduct
 
 
 class MemoryReport:
-    """A base class of vLLM's worker, by the engine argument `worker_extension_cls`."""
+    """A part of `app.engine.plugin.worker`."""
 
     model_runner: Any
 

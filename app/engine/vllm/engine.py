@@ -9,6 +9,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from multiprocessing import resource_tracker
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-MEMORY_REPORT = "app.engine.plugin.memory.MemoryReport"
+WORKER = "app.engine.plugin.worker.Worker"
 GIB = 1 << 30
 STOP_TIMEOUT_SECONDS = 10.0
 SHORT_TEXT_LENGTH = 4096
@@ -82,6 +83,7 @@ class VLLMEngine:
 
     async def start(self) -> None:
         await run_in_daemon_thread(self._load)
+        self._architecture = await _with_unadapted(self.architecture, self._running)
         self._info = await _describe(self._name, self._weight_format, self._running)
 
     async def stop(self) -> None:
@@ -289,7 +291,7 @@ def engine_arguments(folder: Path, settings: Settings, device: Device) -> dict[s
         "model": str(folder),
         "dtype": weight_format.dtype,
         "quantization": weight_format.quantization,
-        "worker_extension_cls": MEMORY_REPORT,
+        "worker_extension_cls": WORKER,
         "max_model_len": settings.context_window,
         # The whole distribution, for POST /inspect.
         "max_logprobs": -1,
@@ -312,6 +314,15 @@ def engine_arguments(folder: Path, settings: Settings, device: Device) -> dict[s
     if kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
     return arguments
+
+
+async def _with_unadapted(architecture: Architecture, llm: "AsyncLLM") -> Architecture:
+    """The architecture with the modules that no worker adds LoRAs to."""
+    if architecture.no_loras is not None:
+        return architecture
+    names = list(architecture.modules)
+    adapted = await llm.collective_rpc("softserve_adapted_modules", args=(names,))
+    return replace(architecture, unadapted=frozenset(names).difference(*adapted))
 
 
 async def _describe(name: str, weight_format: WeightFormat, llm: "AsyncLLM") -> EngineInfo:

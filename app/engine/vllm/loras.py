@@ -3,8 +3,12 @@
 from itertools import count
 from typing import TYPE_CHECKING
 
+import structlog
+
 from app.engine.protocol import AdapterFiles
 from app.errors import AdapterRejected, EngineDied
+
+log = structlog.get_logger(__name__)
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -49,7 +53,11 @@ class LoRAs:
         # What the engine's process raised comes as a bare exception with its text.
         except Exception as error:
             await self._llm.remove_lora(request.lora_int_id)
-            raise AdapterRejected(f"the engine cannot load it: {error}") from error
+            log.warning("vLLM cannot load a LoRA", version=adapter.digest, exc_info=error)
+            raise AdapterRejected(
+                "the engine cannot load it, for a reason that no check here knows: the server's "
+                "log has it; train a plain LoRA of linear modules"
+            ) from error
         self._requests[adapter.digest] = request
 
     async def unload(self, digest: str) -> None:

@@ -488,6 +488,14 @@ def test_a_model_without_soft_prompts(tmp_path: Path) -> None:
         validate(folder, architecture, LIMITS)
 
 
+def test_a_module_that_the_engine_does_not_adapt(tmp_path: Path) -> None:
+    architecture = replace(ARCHITECTURE, unadapted=frozenset({"lm_head"}))
+    assert validate(write_lora(tmp_path, MODULES), architecture, LIMITS).kind == "lora"
+    folder = write_lora(tmp_path, MODULES, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(AdapterRejected, match="'lm_head', to which the engine adds no LoRA"):
+        validate(folder, architecture, LIMITS)
+
+
 def test_a_server_without_loras(tmp_path: Path) -> None:
     architecture = Architecture(frozenset({"x"}), 64, MODULES, no_loras="it runs without")
     with pytest.raises(AdapterRejected, match="no LoRA can be added: it runs without"):
