@@ -78,5 +78,9 @@ class Intake:
             await self._in_thread(stage, folder, self._max_bytes)
             version = await self._in_thread(validate, folder, architecture, self._settings, force)
             if version.notes:
-                log.info("an adapter is noted", version=version.digest, notes=version.notes)
+                log.info(
+                    "an adapter is served otherwise than its files say",
+                    version=version.digest,
+                    notes=version.notes,
+                )
             yield folder, version

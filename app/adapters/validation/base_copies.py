@@ -37,8 +37,8 @@ def without_base_copies(
 def notes_on_copies(copies: tuple[str, ...]) -> Iterator[str]:
     if copies:
         yield (
-            f"{' and '.join(map(shown, copies[:2]))} are copies of the base model's own weights, "
-            "equal to them: they are left out"
+            f"{' and '.join(map(shown, copies[:2]))}: left out, as a copy that equals the base "
+            "model's own weights"
         )
 
 

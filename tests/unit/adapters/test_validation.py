@@ -647,7 +647,7 @@ def test_copies_of_the_base_models_weights(
     digest = digest_of(sent)
     version = validate(sent, architecture, LIMITS)
     assert (version.digest, version.target_modules) == (digest, tuple(sorted(targets)))
-    assert "copies of the base model's own weights, equal to them" in version.notes[0]
+    assert "left out, as a copy that equals the base model's own weights" in version.notes[0]
     with safe_open(sent / WEIGHTS_FILE, framework="pt") as weights:
         assert all("lora" in name for name in weights.keys())  # noqa: SIM118
 
@@ -664,6 +664,26 @@ def test_a_copy_in_the_type_that_it_was_trained_in(tmp_path: Path) -> None:
         architecture = replace(ARCHITECTURE, folder=tmp_path)
         folder = _copy_of_head(tmp_path / "sent", head.to(stored).to(saved), "lm_head")
         assert validate(folder, architecture, LIMITS).notes
+
+
+@pytest.mark.parametrize("name", ["prompt tuning", "MLP"])
+def test_a_soft_prompt_with_a_copy(name: str, tmp_path: Path) -> None:
+    from peft import PromptEncoderConfig, PromptTuningConfig
+
+    kind = PromptTuningConfig if name == "prompt tuning" else PromptEncoderConfig
+    sent = tmp_path / "sent"
+    architecture = _save(
+        _llama(),
+        kind(task_type="CAUSAL_LM", num_virtual_tokens=6),
+        sent,
+        save_embedding_layers=True,
+    )
+    with safe_open(sent / WEIGHTS_FILE, framework="pt") as weights:
+        assert len(list(weights.keys())) > 1
+    version = validate(sent, _with_folder(architecture, _llama(), tmp_path / "base"), LIMITS)
+    assert (version.num_virtual_tokens, len(version.notes)) == (6, 1)
+    with safe_open(sent / WEIGHTS_FILE, framework="pt") as weights:
+        assert list(weights.keys()) == ["prompt_embeddings"]
 
 
 def test_copies_alone_are_no_lora(tmp_path: Path) -> None:
