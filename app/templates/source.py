@@ -68,6 +68,8 @@ def parse_yaml(text: bytes) -> dict[str, Any]:
         raise TemplateRejected("it is not YAML: a value cannot be read") from error
     if not isinstance(content, dict):
         raise TemplateRejected("a template is a mapping of fields, as `instruction: ...`")
+    if content.get(EXAMPLES_FILE, "") is None:
+        del content[EXAMPLES_FILE]
     return content
 
 
@@ -166,7 +168,7 @@ def _read_examples(folder: Path, fields: Mapping[str, Any]) -> tuple[str, bytes]
             f"{EXAMPLES_FILE} is the name of a .jsonl file beside the template",
             param=EXAMPLES_FILE,
         )
-    if "examples" in fields:
+    if fields.get("examples") is not None:
         raise TemplateRejected(
             f"it has examples and {EXAMPLES_FILE}: leave one out", param="examples"
         )

@@ -39,6 +39,8 @@ def test_a_template(tmp_path: Path) -> None:
 
 def test_a_version_is_the_content_however_it_is_written(tmp_path: Path) -> None:
     inline = read(tmp_path, PLAIN + 'examples: [{output: b, text: a}]\nseparator: "\\n\\n"\n')
+    nothing = read(tmp_path, PLAIN + "examples_file:\nexamples:\nstop: null\nseparator: ~\n")
+    assert nothing == read(tmp_path, PLAIN)
     beside = read(tmp_path, PLAIN + "examples_file: x.jsonl", x='{"text": "a", "output": "b"}\n')
     other = read(tmp_path, PLAIN + "examples: [{output: c, text: a}]")
     assert isinstance(inline, Template)
