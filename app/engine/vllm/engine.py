@@ -108,6 +108,9 @@ class VLLMEngine:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         from vllm.tokenizers import cached_tokenizer_from_config
 
+        from app.engine.vllm.detokenizer import keep_prompts_out_of_completions
+
+        keep_prompts_out_of_completions()
         # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
         # caller comes before the first is done.
         self._tokenizer = cached_tokenizer_from_config(self._llm.model_config)
