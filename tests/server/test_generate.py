@@ -237,6 +237,19 @@ def test_ignore_eos_goes_on_to_the_limit(client: httpx.Client) -> None:
     assert answer["usage"]["completion_tokens"] == 30
 
 
+@pytest.mark.parametrize("stop", ["<|im_end|>", ["nowhere", "<|im_end|>"]])
+def test_a_stop_string_that_is_a_special_token_stops(
+    client: httpx.Client, stop: str | list[str]
+) -> None:
+    question = {"prompt": "What is the capital of France?", "use_chat_template": True}
+
+    answer = generate(client, **question, ignore_eos=True, max_new_tokens=30, stop=stop)
+
+    assert text_of(answer) == "The capital of France is Paris."
+    assert answer["completions"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == 8
+
+
 def test_max_new_tokens_is_exact_when_nothing_stops_earlier(client: httpx.Client) -> None:
     answer = generate(client, prompt=PROMPTS[0], max_new_tokens=5, return_token_ids=True)
 

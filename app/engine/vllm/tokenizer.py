@@ -1,0 +1,67 @@
+"""The model's tokenizer: from texts to tokens, and what it adds to them by itself."""
+
+import asyncio
+from collections.abc import Iterable
+from functools import cached_property, partial
+from typing import Any
+
+from app.errors import InvalidRequest
+
+SHORT_TEXT_LENGTH = 4096
+
+
+class Tokenizer:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return frozenset(self._tokenizer.all_special_tokens) | {
+            token.content for token in added if token.special
+        }
+
+    def ids_of_special_tokens(self, texts: Iterable[str]) -> list[int]:
+        """The ids of those texts that are special tokens."""
+        special = [text for text in texts if text in self.special_tokens]
+        return [self._tokenizer.convert_tokens_to_ids(text) for text in special]
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        encode = partial(
+            self._tokenizer.encode, text, add_special_tokens=add_special_tokens, verbose=False
+        )
+        # In a thread where that takes longer than the way there and back.
+        token_ids: list[int] = (
+            encode() if len(text) <= SHORT_TEXT_LENGTH else await asyncio.to_thread(encode)
+        )
+        return token_ids
+
+    def chat_prompt(self, user: str, system: str | None) -> str:
+        from jinja2.exceptions import TemplateError
+
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise InvalidRequest(
+                "this model has no chat template: write the whole prompt yourself and leave "
+                "use_chat_template out",
+                param="use_chat_template",
+            )
+        messages = [{"role": "user", "content": user}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages ({error}): "
+                "leave system out, or use_chat_template",
+                param="use_chat_template",
+            ) from error
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        text: str = self._tokenizer.decode([token_id])
+        return text
