@@ -8,6 +8,7 @@ from typing import Any
 from app.errors import InvalidRequest
 
 SHORT_TEXT_LENGTH = 4096
+PLAIN_TEXT = "Hello, 1 you!"
 
 
 class Tokenizer:
@@ -36,6 +37,10 @@ class Tokenizer:
         token_ids: list[int] = (
             encode() if len(text) <= SHORT_TEXT_LENGTH else await asyncio.to_thread(encode)
         )
+        num_in_front = len(self._ids_in_front) if add_special_tokens else 0
+        # A text that begins with them itself, as a chat that is written by hand, has them once.
+        if token_ids[num_in_front : 2 * num_in_front] == self._ids_in_front:
+            return token_ids[num_in_front:]
         return token_ids
 
     def chat_prompt(self, user: str, system: str | None) -> str:
@@ -61,6 +66,14 @@ class Tokenizer:
                 param="use_chat_template",
             ) from error
         return text
+
+    @cached_property
+    def _ids_in_front(self) -> list[int]:
+        """What the tokenizer puts in front of every text: of most models, nothing or one token."""
+        plain = self._tokenizer.encode(PLAIN_TEXT, add_special_tokens=False)
+        whole: list[int] = self._tokenizer.encode(PLAIN_TEXT)
+        starts = range(len(whole) - len(plain) + 1)
+        return whole[: next((i for i in starts if whole[i : i + len(plain)] == plain), 0)]
 
     def token_text(self, token_id: int) -> str:
         text: str = self._tokenizer.decode([token_id])
