@@ -138,7 +138,8 @@ class Engine(Protocol):
         """One user message in the model's chat template, which has all special tokens.
 
         Raises:
-            InvalidRequest: the model has no chat template, or its template refuses the messages.
+            InvalidRequest: the model has no chat template, or its template refuses the messages or
+                leaves one out.
         """
 
     def token_text(self, token_id: int) -> str:

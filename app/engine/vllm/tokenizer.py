@@ -44,20 +44,42 @@ class Tokenizer:
         return token_ids
 
     def chat_prompt(self, user: str, system: str | None) -> str:
-        from jinja2.exceptions import TemplateError
-
         if not getattr(self._tokenizer, "chat_template", None):
             raise InvalidRequest(
                 "this model has no chat template: write the whole prompt yourself and leave "
                 "use_chat_template out",
                 param="use_chat_template",
             )
-        messages = [{"role": "user", "content": user}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
+        messages = {"user": user} if system is None else {"system": system, "user": user}
+        self._check_template_shows(messages)
+        return self._in_chat_template(messages)
+
+    def _check_template_shows(self, messages: dict[str, str]) -> None:
+        """Raises `InvalidRequest` where the template drops a message without a word."""
+        # Digits stay as they are in whatever a template does to a text.
+        marks = {role: f"{number:020}" for number, role in enumerate(messages, start=730_915_826)}
+        text = self._in_chat_template({role: messages[role] + marks[role] for role in messages})
+        for role, mark in marks.items():
+            if mark not in text:
+                advice = (
+                    "leave system out, and put what it says into the prompt"
+                    if "system" in messages
+                    else "write the whole prompt yourself and leave use_chat_template out"
+                )
+                raise InvalidRequest(
+                    f"the model's chat template leaves out the {role} message: {advice}",
+                    param="system" if "system" in messages else "use_chat_template",
+                )
+
+    def _in_chat_template(self, messages: dict[str, str]) -> str:
+        """One message of each role, in this order, and the beginning of the answer."""
+        from jinja2.exceptions import TemplateError
+
         try:
             text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                [{"role": role, "content": content} for role, content in messages.items()],
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except TemplateError as error:
             raise InvalidRequest(

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as Rules
 from transformers import PreTrainedTokenizerFast
 
 from app.engine.vllm.tokenizer import Tokenizer
+from app.errors import InvalidRequest
 
 UNKNOWN = "<unk>"
 NAMED = {"unk_token": UNKNOWN, "bos_token": "<s>", "eos_token": "</s>"}
@@ -67,3 +68,60 @@ async def test_without_special_tokens_nothing_is_added_or_taken() -> None:
     tokens = await made("<s>").tokenize("<s> <s> hello", add_special_tokens=False)
 
     assert words(tokens) == "<s> <s> hello"
+
+
+ALL = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[model]"
+NO_SYSTEM = "{% for m in messages if m.role == 'user' %}[user] {{ m.content }} {% endfor %}[model]"
+FIRST = "[user] {{ messages[0].content }} [model]"
+DEFAULT_SYSTEM = (
+    "[system] {{ messages[0].content if messages[0].role == 'system' else 'Be kind.' }} "
+    "[user] {{ messages[-1].content }} [model]"
+)
+IN_CAPITALS = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content | trim | upper }} {% endfor %}[model]"
+)
+PARTS = "{% for part in messages[-1].content %}{{ part.text }}{% endfor %}"
+WRITE_IT = "write the whole prompt yourself and leave use_chat_template out"
+ADVICE = "leave system out, and put what it says into the prompt"
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "text"),
+    [
+        (ALL, None, "[user] Hello [model]"),
+        (ALL, "Be brief.", "[system] Be brief. [user] Hello [model]"),
+        (ALL, "", "[system]  [user] Hello [model]"),
+        (NO_SYSTEM, None, "[user] Hello [model]"),
+        (FIRST, None, "[user] Hello [model]"),
+        (DEFAULT_SYSTEM, None, "[system] Be kind. [user] Hello [model]"),
+        (DEFAULT_SYSTEM, "Be kind.", "[system] Be kind. [user] Hello [model]"),
+        (IN_CAPITALS, " Be brief.\n", "[system] BE BRIEF. [user] HELLO [model]"),
+    ],
+)
+def test_a_chat_template_shows_every_message(template: str, system: str | None, text: str) -> None:
+    assert made(chat_template=template).chat_prompt("Hello", system) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "message", "param"),
+    [
+        (NO_SYSTEM, "Be brief.", f"leaves out the system message: {ADVICE}", "system"),
+        # Its text is there all the same.
+        (NO_SYSTEM, "Hello", f"leaves out the system message: {ADVICE}", "system"),
+        (NO_SYSTEM, "user", f"leaves out the system message: {ADVICE}", "system"),
+        (FIRST, "Be brief.", f"leaves out the user message: {ADVICE}", "system"),
+        (
+            PARTS,
+            None,
+            f"leaves out the user message: {WRITE_IT}",
+            "use_chat_template",
+        ),
+    ],
+)
+def test_a_chat_template_that_drops_a_message_is_refused(
+    template: str, system: str | None, message: str, param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        made(chat_template=template).chat_prompt("Hello", system)
+    assert raised.value.message == f"the model's chat template {message}"
+    assert raised.value.param == param
