@@ -32,6 +32,7 @@ from softserve.schema.controls import Sampling
 from softserve.schema.generation import FinishReason
 
 END_OF_SEQUENCE = 256
+END_OF_SEQUENCE_TEXT = "<|end|>"
 VOCABULARY_SIZE = 257
 HIDDEN_SIZE = 8
 ARCHITECTURE = Architecture(
@@ -144,7 +145,7 @@ class FakeEngine:
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        return frozenset({"<|end|>"})
+        return frozenset({END_OF_SEQUENCE_TEXT})
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -257,7 +258,8 @@ class Completion:
     @property
     def _may_end(self) -> bool:
         sampling = self._decoding.sampling
-        return not sampling.ignore_eos and self._num_tokens >= sampling.min_new_tokens
+        stops_there = not sampling.ignore_eos or END_OF_SEQUENCE_TEXT in sampling.stop
+        return stops_there and self._num_tokens >= sampling.min_new_tokens
 
     def _expected(self) -> int:
         if self._num_tokens >= len(self._echo) and self._may_end:

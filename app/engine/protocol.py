@@ -129,7 +129,7 @@ class Engine(Protocol):
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """The texts that the tokenizer takes for special tokens, wherever they stand."""
+        """The texts that the tokenizer takes for special tokens; no completion's text has them."""
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`, with the model's own special tokens around it."""
@@ -138,7 +138,8 @@ class Engine(Protocol):
         """One user message in the model's chat template, which has all special tokens.
 
         Raises:
-            InvalidRequest: the model has no chat template, or its template refuses the messages.
+            InvalidRequest: the model has no chat template, or its template refuses the messages or
+                leaves one out.
         """
 
     def token_text(self, token_id: int) -> str:
@@ -157,7 +158,10 @@ class Engine(Protocol):
     def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
-        """Yield the chunks of all completions of one prompt. Leaving early aborts them."""
+        """Yield the chunks of all completions of one prompt. Leaving early aborts them.
+
+        A stop string that is a special token ends a completion at that token.
+        """
 
     async def abort_all(self) -> None:
         """End every completion in flight, with the text it has and finish_reason `abort`."""

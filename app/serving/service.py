@@ -90,6 +90,7 @@ class Service:
             closing(Ledger(self.metrics)) as ledger,
         ):
             self._check_top_k(request.sampling)
+            self._check_stop(request.sampling)
             async with self.registry.lease(request.adapter, request.soft_prompt) as adapters:
                 yield adapters, ledger
 
@@ -160,6 +161,17 @@ class Service:
                 "lower top_k, or leave it out",
                 param="top_k",
             )
+
+    def _check_stop(self, sampling: Sampling) -> None:
+        special_tokens = self.engine.special_tokens
+        for stop in sampling.stop:
+            held = [token for token in special_tokens if token in stop]
+            if held and stop not in special_tokens:
+                raise InvalidRequest(
+                    f"stop has {stop!r}, which never comes: the text of a completion leaves the "
+                    f"special token {max(held, key=len)} out; give that alone to stop there",
+                    param="stop",
+                )
 
 
 def exact_text(engine: Engine, text: str, style: PromptStyle) -> str:

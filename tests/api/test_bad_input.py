@@ -43,6 +43,9 @@ def test_bad_bodies_have_names_of_their_own() -> None:
           "there is no field a3: GET /docs lists the fields; and 2 more")),
         ({"stop": list("abcdefghi")},
          "stop asks for 9 stop strings and the limit is 8: send fewer"),
+        ({"stop": ["a", "<|end|>\n"]},
+         ("stop has '<|end|>\\n', which never comes: the text of a completion leaves the special "
+          "token <|end|> out; give that alone to stop there")),
         ({"n": 17, "temperature": 1},
          "n asks for 17 completions of each prompt and the limit is 16: send fewer"),
         ({"prompt": ["a"] * 32, "n": 16, "temperature": 1},

@@ -8,8 +8,7 @@ outputs between softserve's language and vLLM's. `vllm` itself is imported insid
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncGenerator, Callable
-from functools import partial
+from collections.abc import AsyncGenerator
 from math import ceil
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -32,6 +31,7 @@ from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, p
 from app.engine.vllm.loras import LoRAs, engine_rank
 from app.engine.vllm.soft_prompts import SoftPrompts
 from app.engine.vllm.threads import run_in_daemon_thread
+from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.settings import Settings
 from softserve.schema.controls import CONTROLS, Sampling
@@ -48,7 +48,6 @@ log = structlog.get_logger(__name__)
 MEMORY_REPORT = "app.engine.plugin.memory.MemoryReport"
 GIB = 1 << 30
 STOP_TIMEOUT_SECONDS = 10.0
-SHORT_TEXT_LENGTH = 4096
 
 
 class VLLMEngine:
@@ -57,7 +56,7 @@ class VLLMEngine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._llm: AsyncLLM | None = None
-        self._tokenizer: Any = None
+        self._tokenizer: Tokenizer
         self._name: str
         self._weight_format: WeightFormat
         self._loras: LoRAs
@@ -110,9 +109,12 @@ class VLLMEngine:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         from vllm.tokenizers import cached_tokenizer_from_config
 
+        from app.engine.vllm.detokenizer import keep_prompts_out_of_completions
+
+        keep_prompts_out_of_completions()
         # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
         # caller comes before the first is done.
-        self._tokenizer = cached_tokenizer_from_config(self._llm.model_config)
+        self._tokenizer = Tokenizer(cached_tokenizer_from_config(self._llm.model_config))
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
         self._architecture = describe_architecture(
@@ -124,44 +126,16 @@ class VLLMEngine:
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        added = self._tokenizer.added_tokens_decoder.values()
-        return frozenset(self._tokenizer.all_special_tokens) | {
-            token.content for token in added if token.special
-        }
+        return self._tokenizer.special_tokens
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        encode = partial(
-            self._tokenizer.encode, add_special_tokens=add_special_tokens, verbose=False
-        )
-        return await _off_the_loop_if_long(text, encode)
+        return await self._tokenizer.tokenize(text, add_special_tokens=add_special_tokens)
 
     def chat_prompt(self, user: str, system: str | None) -> str:
-        from jinja2.exceptions import TemplateError
-
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise InvalidRequest(
-                "this model has no chat template: write the whole prompt yourself and leave "
-                "use_chat_template out",
-                param="use_chat_template",
-            )
-        messages = [{"role": "user", "content": user}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages ({error}): "
-                "leave system out, or use_chat_template",
-                param="use_chat_template",
-            ) from error
-        return text
+        return self._tokenizer.chat_prompt(user, system)
 
     def token_text(self, token_id: int) -> str:
-        text: str = self._tokenizer.decode([token_id])
-        return text
+        return self._tokenizer.token_text(token_id)
 
     async def load_adapter(self, adapter: AdapterFiles) -> None:
         if adapter.kind == "lora":
@@ -178,7 +152,9 @@ class VLLMEngine:
     async def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
-        params = _sampling_params(decoding.sampling, decoding.logprobs)
+        # A special token is not in the text, where stop strings are looked for.
+        stop_ids = self._tokenizer.ids_of_special_tokens(decoding.sampling.stop)
+        params = _sampling_params(decoding.sampling, decoding.logprobs, stop_ids)
         async for output in self._outputs(request_id, prompt, params):
             for completion in output.outputs:
                 yield _chunk(prompt, output, completion, decoding.logprobs)
@@ -234,13 +210,6 @@ class VLLMEngine:
     def _running(self) -> "AsyncLLM":
         assert self._llm is not None, "the engine has not started"
         return self._llm
-
-
-async def _off_the_loop_if_long(text: str, encode: Callable[[str], list[int]]) -> list[int]:
-    """Encode a text; in a thread where that takes longer than the way there and back."""
-    if len(text) <= SHORT_TEXT_LENGTH:
-        return encode(text)
-    return await asyncio.to_thread(encode, text)
 
 
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
@@ -353,12 +322,15 @@ def _reason(error: Exception) -> str:
 VLLM_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
 
-def _sampling_params(sampling: Sampling, logprobs: int | None) -> "SamplingParams":
+def _sampling_params(
+    sampling: Sampling, logprobs: int | None, stop_token_ids: list[int]
+) -> "SamplingParams":
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     controls = {VLLM_NAMES.get(name, name): getattr(sampling, name) for name in CONTROLS}
     return SamplingParams(
         **controls | {"top_k": sampling.top_k or 0, "stop": list(sampling.stop)},
+        stop_token_ids=stop_token_ids,
         logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA,
     )
