@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import structlog
+
 from app.adapters.registry import AdapterRegistry
 from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
 from app.adapters.staging import UploadedFile, stage_files, stage_folder
@@ -13,6 +15,8 @@ from app.adapters.version import AdapterVersion
 from app.engine.protocol import Engine
 from app.settings import Settings
 from app.versions.records import FROM_UPLOAD, Record
+
+log = structlog.get_logger(__name__)
 
 
 class Intake:
@@ -83,4 +87,6 @@ class Intake:
         async with self.registry.names.staging() as folder:
             await self._in_thread(stage, folder, self._max_bytes)
             version = await self._in_thread(validate, folder, architecture, self._settings, force)
+            if version.notes:
+                log.info("an adapter is noted", version=version.digest, notes=version.notes)
             yield folder, version

@@ -91,6 +91,16 @@ async def test_nothing_is_there_at_first(served: Served) -> None:
     assert (await served.get("/adapters")).json() == {"adapters": []}
 
 
+async def test_what_is_noted_is_shown(served: Served) -> None:
+    note = "target_modules names 'c_attn', which the base model does not have"
+    files = lora(target_modules=["q_proj", "v_proj", "c_attn"])
+    for answer in (
+        (await upload(served, "my-task", files)).json(),
+        (await served.client.get("/adapters/my-task")).json(),
+    ):
+        assert answer["versions"][0]["notes"] == [note]
+
+
 async def test_an_upload(served: Served) -> None:
     files = lora(base_model="echo")
     answer = (await upload(served, "my-task", files)).json()
@@ -107,6 +117,7 @@ async def test_an_upload(served: Served) -> None:
         "rank": 4,
         "target_modules": ["q_proj", "v_proj"],
         "virtual_tokens": None,
+        "notes": [],
         "requests": 0,
     }
     assert {name: answer[name] for name in ("name", "kind", "rejected", "requests")} == {

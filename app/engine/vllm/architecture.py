@@ -1,6 +1,7 @@
 """What an adapter has to fit: the modules of the model by PEFT's names, which are transformers'."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.engine.protocol import Architecture, ModuleShape
@@ -24,6 +25,7 @@ def describe_architecture(
         modules=modules_of(config.model_config.hf_config),
         no_loras=_why_no_loras(config, settings),
         no_soft_prompts=_why_no_soft_prompts(config.model_config, settings),
+        folder=Path(config.model_config.model),
     )
 
 
