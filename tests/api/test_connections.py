@@ -44,6 +44,22 @@ async def test_a_stream_to_a_client_of_http_1_0_is_not_chunked(address: Address)
     assert answer.rest.endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/health/live", 200),
+        ("http://softserve:8000/health/live", 200),
+        ("https://softserve/adapters?x=1", 200),
+        ("http://softserve", 404),
+        ("http://softserve/http://softserve/health/live", 404),
+        ("*", 404),
+    ],
+)
+async def test_a_target_in_absolute_form(address: Address, target: str, status: int) -> None:
+    request = f"GET {target} HTTP/1.1\r\nhost: softserve\r\nconnection: close\r\n\r\n"
+    assert (await sent(address, request.encode())).status == status
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_head_has_the_headers_and_no_body(address: Address, method: str) -> None:
     request = f"{method} /info HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
