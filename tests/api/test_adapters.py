@@ -303,6 +303,9 @@ async def test_another_base_model_takes_force(served: Served) -> None:
     assert error_of(await upload(served, "my-task", files))[:2] == (422, "adapter_rejected")
     assert error_of(await upload(served, "my-task", files, force="false"))[0] == 422
     assert error_of(await upload(served, "my-task", files, force=""))[0] == 422
+    assert error_of(await upload(served, "my-task", files, force="False"))[0] == 422
+    # As Python's `requests` sends what is true.
+    assert (await upload(served, "my-task", files, force="True")).status_code == 200
     assert (await upload(served, "my-task", files, force="true")).status_code == 200
 
 
@@ -412,6 +415,15 @@ async def test_two_files_of_one_name_are_named(served: Served) -> None:
         "the form has two files of the name 'adapter_config.json' ('/a/adapter_config.json' and "
         "'b/c/adapter_config.json'): send the files of one adapter, or pack its folder"
     )
+
+
+async def test_a_file_without_a_name_is_told_to_have_one(served: Served) -> None:
+    body = _part("name=file", "{}") + "--b--\r\n"
+    response = await served.client.put(
+        "/adapters/x", content=body.encode(), headers={"content-type": FORM}
+    )
+    assert error_of(response) == (422, "invalid_request", "file")
+    assert message_of(response).startswith("file came without a file name")
 
 
 async def test_a_form_in_any_case(served: Served) -> None:

@@ -115,6 +115,15 @@ async def test_a_client_that_sends_everything_first_sees_that_it_is_too_large(
     assert answer.error["type"] == "body_too_large"
 
 
+async def test_a_client_that_sends_everything_first_sees_that_a_key_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with listening(monkeypatch, tmp_path, admin_key="secret") as address:
+        request = post(b" " * (16 << 20), path="/adapters/x").replace(b"POST", b"PUT", 1)
+        answer = await sent(address, request)
+    assert (answer.status, answer.error["type"]) == (401, "key_required")
+
+
 async def test_what_is_too_large_is_not_asked_for(address: Address) -> None:
     request = post(b" " * 2000, "expect: 100-continue")
     answer = await sent(address, request.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")

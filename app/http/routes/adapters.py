@@ -141,10 +141,16 @@ def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool]:
         if isinstance(value, UploadFile):
             uploads.append(value)
         # A form has no null: a field that is left empty takes its place.
-        elif field == "force" and value in {"true", "false", ""}:
-            force = value == "true"
+        elif field == "force" and value.lower() in {"true", "false", ""}:
+            force = value.lower() == "true"
         elif field == "force":
             raise InvalidRequest("force is true or false", param="force")
+        elif field == "file":
+            raise InvalidRequest(
+                "file came without a file name, as a plain field: give its part a filename "
+                "(curl -F file=@PATH)",
+                param="file",
+            )
         else:
             raise InvalidRequest(
                 "a form has files, as `file=@PATH`, and `force`: remove the other fields",
