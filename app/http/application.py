@@ -15,7 +15,7 @@ from app.engine.protocol import Engine
 from app.errors import SoftserveError
 from app.http import routes
 from app.http.errors import install_error_handlers
-from app.http.middleware import BodyLimit, Lingering, RequestContext
+from app.http.middleware import AbsoluteForm, BodyLimit, Lingering, RequestContext
 from app.serving.admission import Admission
 from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
@@ -108,6 +108,7 @@ def create_app(
     )
     app.add_middleware(RequestContext, metrics=metrics)
     app.add_middleware(Lingering)
+    app.add_middleware(AbsoluteForm)
     return app
 
 

@@ -187,3 +187,23 @@ async def _discard(receive: Receive) -> None:
                 is_coming = message.get("more_body", False)
     except TimeoutError:
         pass
+
+
+class AbsoluteForm:
+    """Take a request for `http://host/path`, as clients send it to a proxy, for one for the path.
+
+    A server has to (RFC 9112, section 3.2.2); h11 leaves it to whoever reads the target.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(("http://", "https://")):
+            path, raw_path = scope["path"], scope["raw_path"]
+            scope = {
+                **scope,
+                "path": "/" + "".join(path.split("/", 3)[3:]),
+                "raw_path": b"/" + b"".join(raw_path.split(b"/", 3)[3:]),
+            }
+        await self.app(scope, receive, send)

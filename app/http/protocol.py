@@ -19,8 +19,9 @@ LINGER_SECONDS = 5.0
 
 NOT_HTTP = error_body(
     "invalid_request",
-    "this is not an HTTP/1.1 request that can be read: check its first line, that it has a host "
-    "header, and its content-length or chunks; for https, put a proxy in front",
+    "this is not an HTTP/1.1 request that can be read: check its first line (what is not ASCII is "
+    "percent-encoded), that it has a host header, and its content-length or chunks; for https, put "
+    "a proxy in front",
 )
 HEADERS_TOO_LARGE = error_body(
     "headers_too_large",

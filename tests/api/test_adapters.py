@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from app.adapters.validation import digest_of
 from tests.adapter_files import (
@@ -314,6 +314,9 @@ async def test_another_base_model_takes_force(served: Served) -> None:
     assert error_of(await upload(served, "my-task", files))[:2] == (422, "adapter_rejected")
     assert error_of(await upload(served, "my-task", files, force="false"))[0] == 422
     assert error_of(await upload(served, "my-task", files, force=""))[0] == 422
+    assert error_of(await upload(served, "my-task", files, force="False"))[0] == 422
+    # As Python's `requests` sends what is true.
+    assert (await upload(served, "my-task", files, force="True")).status_code == 200
     assert (await upload(served, "my-task", files, force="true")).status_code == 200
 
 
@@ -395,6 +398,81 @@ async def test_broken_forms(
     response = await served.client.put("/adapters/x", content=body.encode(), headers=headers)
     assert error_of(response)[::2] == (status, param)
     assert error_of(response)[1] in {"invalid_request", "adapter_rejected"}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["/home/me/out/", "runs/a/out/", "../out/", "C:/runs/out/", "C:\\\\runs\\\\", "a\\\\b/"],
+)
+async def test_the_last_part_of_a_file_name_counts(served: Served, folder: str) -> None:
+    parts = [
+        _part(f'name="file"; filename="{folder}{name}"', "").encode().removesuffix(b"\r\n")
+        + content
+        + b"\r\n"
+        for name, content in lora()
+    ]
+    response = await served.client.put(
+        "/adapters/x", content=b"".join(parts) + b"--b--\r\n", headers={"content-type": FORM}
+    )
+    assert response.status_code == 200, response.text
+
+
+async def test_two_files_of_one_name_are_named(served: Served) -> None:
+    (config, of_config), weights = lora()
+    files = [(f"/a/{config}", of_config), (f"b/c/{config}", of_config), weights]
+    response = await upload(served, "x", files)
+    assert error_of(response) == (422, "adapter_rejected", None)
+    assert message_of(response) == (
+        "the form has two files of the name 'adapter_config.json' ('/a/adapter_config.json' and "
+        "'b/c/adapter_config.json'): send the files of one adapter, or pack its folder"
+    )
+
+
+async def test_a_file_without_a_name_is_told_to_have_one(served: Served) -> None:
+    body = _part("name=file", "{}") + "--b--\r\n"
+    response = await served.client.put(
+        "/adapters/x", content=body.encode(), headers={"content-type": FORM}
+    )
+    assert error_of(response) == (422, "invalid_request", "file")
+    assert message_of(response).startswith("file came without a file name")
+
+
+async def test_a_form_in_any_case(served: Served) -> None:
+    request = served.client.build_request("PUT", "/adapters/x", files=[("file", f) for f in lora()])
+    sent_as = request.headers["content-type"].replace("multipart/form", "Multipart/Form")
+    request.headers["content-type"] = sent_as
+    assert (await served.client.send(request)).status_code == 200
+
+
+@pytest.mark.parametrize(("num_bytes", "status"), [(1000, 422), (1_500_000, 413)])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "application/gzip",
+        "application/zip",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+    ],
+)
+async def test_an_archive_as_the_body(
+    served: Served, num_bytes: int, status: int, content_type: str | None
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    content = b"\x1f\x8b".ljust(num_bytes, b"\0")
+    response = await served.client.put("/adapters/x", content=content, headers=headers)
+    assert response.status_code == status
+    assert message_of(response).startswith(
+        "the body is neither a form nor a source in JSON: send the files with `curl -X PUT -F"
+    )
+
+
+async def test_a_source_is_taken_however_it_is_sent(served: Served) -> None:
+    for content_type in ("application/x-www-form-urlencoded", "text/plain", "Application/JSON"):
+        response = await served.client.put(
+            "/adapters/x", content=b'{"source": 7}', headers={"content-type": content_type}
+        )
+        assert error_of(response) == (422, "invalid_request", "source")
 
 
 # Found by the server.
@@ -622,18 +700,32 @@ async def test_everybody_may_look() -> None:
 
 
 async def test_an_upload_is_not_read_without_permission(served: Served) -> None:
-    num_read = 0
+    """It is answered first; what is read then is thrown away."""
+    happened: list[str] = []
 
-    async def body() -> AsyncIterator[bytes]:
-        nonlocal num_read
-        num_read += 1
-        yield b""
+    async def receive() -> Message:
+        happened.append("read")
+        return {"type": "http.request", "body": b"", "more_body": len(happened) < 5}
 
-    async with client_of(served.app, "192.0.2.1") as client:
-        headers = {"content-type": FORM}
-        response = await client.put("/adapters/my-task", content=body(), headers=headers)
-    assert error_of(response)[0] == 403
-    assert num_read == 0
+    async def send(message: Message) -> None:
+        happened.append(message.get("body", b"").decode() or str(message.get("status", "end")))
+
+    headers = [(b"content-type", FORM.encode()), (b"transfer-encoding", b"chunked")]
+    await served.app(
+        {
+            "type": "http",
+            "method": "PUT",
+            "path": "/adapters/my-task",
+            "query_string": b"",
+            "headers": headers,
+            "client": ("192.0.2.1", 123),
+        },
+        receive,
+        send,
+    )
+    assert happened[0] == "403"
+    assert "not_permitted" in happened[1]
+    assert happened[2:] == ["read", "read", "read", "end"]
 
 
 @pytest.mark.parametrize(("method", "path"), CHANGES)

@@ -44,6 +44,22 @@ async def test_a_stream_to_a_client_of_http_1_0_is_not_chunked(address: Address)
     assert answer.rest.endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/health/live", 200),
+        ("http://softserve:8000/health/live", 200),
+        ("https://softserve/adapters?x=1", 200),
+        ("http://softserve", 404),
+        ("http://softserve/http://softserve/health/live", 404),
+        ("*", 404),
+    ],
+)
+async def test_a_target_in_absolute_form(address: Address, target: str, status: int) -> None:
+    request = f"GET {target} HTTP/1.1\r\nhost: softserve\r\nconnection: close\r\n\r\n"
+    assert (await sent(address, request.encode())).status == status
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_head_has_the_headers_and_no_body(address: Address, method: str) -> None:
     request = f"{method} /info HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -97,6 +113,15 @@ async def test_a_client_that_sends_everything_first_sees_that_it_is_too_large(
     answer = await sent(address, post(b" " * (16 << 20)))
     assert answer.status == 413
     assert answer.error["type"] == "body_too_large"
+
+
+async def test_a_client_that_sends_everything_first_sees_that_a_key_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with listening(monkeypatch, tmp_path, admin_key="secret") as address:
+        request = post(b" " * (16 << 20), path="/adapters/x").replace(b"POST", b"PUT", 1)
+        answer = await sent(address, request)
+    assert (answer.status, answer.error["type"]) == (401, "key_required")
 
 
 async def test_what_is_too_large_is_not_asked_for(address: Address) -> None:

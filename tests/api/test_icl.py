@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from app.engine.protocol import Prompt
@@ -302,6 +303,13 @@ async def test_a_template_in_yaml(icl: Icl) -> None:
     response = await put("/icl/templates/a", content=YAML, headers=headers)
     assert response.status_code == 200
     assert response.json()["live"] == (await icl.put("b")).json()["live"]
+    in_upper_case = {"content-type": "Application/YAML; charset=UTF-8"}
+    plain = yaml.safe_dump(TEMPLATE).encode()
+    assert (await put("/icl/templates/c", content=plain, headers=in_upper_case)).status_code == 200
+    for other in ({}, {"content-type": "application/x-www-form-urlencoded"}):
+        told = await put("/icl/templates/c", content=b"input_variables: [text]", headers=other)
+        assert error_of(told) == (422, "invalid_request", None)
+        assert "content-type: application/yaml" in told.json()["error"]["message"]
     for bomb in (b"a: &a [b]\nc: *a", b"[" * 100_000, b"a: !!python/name:os.system", b"\xff"):
         refused = await put("/icl/templates/a", content=bomb, headers=headers)
         assert error_of(refused)[:2] == (422, "template_rejected")
