@@ -18,7 +18,7 @@ from app.adapters.registry import Adapters
 from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
 from app.errors import ContextWindowExceeded, InvalidRequest, TemplateRejected
 from app.serving.generation import FewShotPrompt, FewShotPrompts, Generation
-from app.serving.service import Service, exact_text, prompt_of, tokenize
+from app.serving.service import Service, check_can_fit, exact_text, prompt_of, tokenize
 from app.tasks import gather
 from app.templates.compilation import ExampleSet, text_of_inputs
 from app.templates.fitting import most_shots_that_fit
@@ -157,6 +157,8 @@ class FewShot:
 
     async def _fit(self, plan: _Plan, adapters: Adapters, index: int) -> FewShotPrompt:
         draft = await asyncio.to_thread(_draft, plan, plan.asked.inputs[index])
+        which = f"the prompt of {_which(index, plan.asked)}"
+        await check_can_fit(self._engine, draft.query, which, "inputs")
 
         def shown(num_shots: int) -> list[int]:
             return as_shown(plan.selection, draft.chosen[:num_shots])

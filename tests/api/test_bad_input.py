@@ -93,6 +93,26 @@ async def test_the_prompt_at_fault_is_named(served: Served) -> None:
     assert response.json()["error"]["message"].startswith("prompt 1 has 300 tokens")
 
 
+@pytest.mark.parametrize(
+    ("path", "prompt", "which"),
+    [
+        ("/generate", "a" * 3000, "the prompt"),
+        ("/generate", ["a", "a" * 3000], "prompt 1"),
+        ("/inspect", "a" * 3000, "the prompt"),
+    ],
+)
+async def test_what_cannot_fit_is_refused_before_it_is_tokenized(
+    served: Served, engine: FakeEngine, path: str, prompt: Any, which: str
+) -> None:
+    response = await served.client.post(path, json={"prompt": prompt})
+    assert error_of(response) == (422, "context_window_exceeded", "prompt")
+    assert response.json()["error"]["message"] == (
+        f"{which} has 3,000 tokens or more; the context window is 256: "
+        "shorten the prompt by at least 2,744 tokens"
+    )
+    assert [text for text in engine.tokenized if len(text) > 1] == []
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
 async def test_wrong_content_type(served: Served, content_type: str) -> None:
     headers = {"content-type": content_type} if content_type else {}

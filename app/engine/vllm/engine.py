@@ -129,6 +129,9 @@ class VLLMEngine:
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return await self._tokenizer.tokenize(text, add_special_tokens=add_special_tokens)
 
+    async def fewest_tokens(self, text: str) -> int:
+        return await self._tokenizer.fewest_tokens(text)
+
     def chat_prompt(self, user: str, system: str | None) -> str:
         return self._tokenizer.chat_prompt(user, system)
 
