@@ -116,7 +116,7 @@ class VLLMEngine:
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
         self._architecture = describe_architecture(
-            base_names(self._name, folder), self._llm.vllm_config, self._settings
+            base_names(self._settings, folder), self._llm.vllm_config, self._settings
         )
         # What is loaded now stays: keep the garbage collector from walking it again and again.
         gc.collect()
