@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from app.adapters.intake import Intake
-from app.adapters.sources import is_below
+from app.adapters.roots import is_below
 from app.adapters.staging import stage_folder
 from app.adapters.validation.tensors import is_cut_short
 from app.errors import AdapterError

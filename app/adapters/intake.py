@@ -1,9 +1,11 @@
 """Taking adapters in: from an upload, a folder or the hub to a checked version in staging."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+
+import structlog
 
 from app.adapters.registry import AdapterRegistry
 from app.adapters.sources import LocalFolder, fetch_hub, resolve_source
@@ -13,6 +15,8 @@ from app.adapters.version import AdapterVersion
 from app.engine.protocol import Engine
 from app.settings import Settings
 from app.versions.records import FROM_UPLOAD, Record
+
+log = structlog.get_logger(__name__)
 
 
 class Intake:
@@ -40,11 +44,21 @@ class Intake:
             return await self.registry.publish(name, folder, version, FROM_UPLOAD)
 
     async def add_folder(
-        self, name: str, folder: Path, source: str, *, force: bool = False
+        self,
+        name: str,
+        folder: Path,
+        source: str,
+        *,
+        roots: Sequence[Path] = (),
+        force: bool = False,
     ) -> Record:
-        """Check a folder and make its files the live version. Raises as `add_upload` does."""
+        """Check a folder and make its files the live version. Raises as `add_upload` does.
+
+        Links in it may lead below one of `roots`.
+        """
         self.registry.names.check(name)
-        async with self.staged(partial(stage_folder, folder), force=force) as (staged, version):
+        stage = partial(stage_folder, folder, roots=roots)
+        async with self.staged(stage, force=force) as (staged, version):
             return await self.registry.publish(name, staged, version, source)
 
     async def add_source(
@@ -55,7 +69,7 @@ class Intake:
         roots = (self._settings.adapter_dir, *self._settings.adapter_root)
         found = await self._in_thread(resolve_source, source, revision, roots)
         if isinstance(found, LocalFolder):
-            return await self.add_folder(name, found.folder, source, force=force)
+            return await self.add_folder(name, found.folder, source, roots=roots, force=force)
         async with self.registry.names.staging() as folder:
             fetched = await self._in_thread(fetch_hub, found, folder, self._max_bytes)
             return await self.add_folder(name, folder, fetched, force=force)
@@ -73,4 +87,6 @@ class Intake:
         async with self.registry.names.staging() as folder:
             await self._in_thread(stage, folder, self._max_bytes)
             version = await self._in_thread(validate, folder, architecture, self._settings, force)
+            if version.notes:
+                log.info("an adapter is noted", version=version.digest, notes=version.notes)
             yield folder, version

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.adapters.roots import is_below
 from app.errors import AdapterRejected, AdapterTooLarge, InvalidRequest
 from softserve.schema.adapters import ADAPTER_FILES
 
@@ -61,12 +62,6 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
-
-
-def is_below(folder: Path, roots: Sequence[Path]) -> bool:
-    """Whether a folder lies below one of `roots`, with all links resolved. A root does not."""
-    resolved = folder.resolve()
-    return any(root.resolve() in resolved.parents for root in roots)
 
 
 def fetch_hub(repository: HubRepository, into: Path, max_bytes: int) -> str:

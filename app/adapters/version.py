@@ -11,7 +11,8 @@ class AdapterVersion:
 
     `digest` is the SHA-256 of its files, in hexadecimal. A LoRA has a `rank` (its largest) and
     `target_modules` (the last parts of their names); a soft prompt has `num_virtual_tokens`.
-    `base_model` is the one that it declares, if it declares one.
+    `base_model` is the one that it declares, if it declares one. `notes` say in what it is served
+    otherwise than its files say.
     """
 
     digest: str
@@ -21,3 +22,4 @@ class AdapterVersion:
     rank: int | None = None
     target_modules: tuple[str, ...] = ()
     num_virtual_tokens: int | None = None
+    notes: tuple[str, ...] = ()

@@ -59,7 +59,8 @@ class Architecture:
 
     `names` are the names that the base model goes by; `modules` has PEFT's name of every module
     that a LoRA can target (`model.layers.0.self_attn.q_proj`). `no_soft_prompts` is the reason why
-    this model cannot take a soft prompt, None where it can.
+    this model cannot take a soft prompt, None where it can. `folder` has the base model's weights,
+    with which copies of them are compared.
     """
 
     names: frozenset[str]
@@ -67,6 +68,7 @@ class Architecture:
     modules: Mapping[str, ModuleShape]
     no_loras: str | None = None
     no_soft_prompts: str | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ def _version_out(
         rank=version.rank,
         target_modules=list(version.target_modules),
         virtual_tokens=version.num_virtual_tokens,
+        notes=list(version.notes),
         requests=num_requests,
     )
 

@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from copy import copy
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app.adapters.archive import MAX_CONFIG_BYTES
 from app.adapters.folder import AdapterFolder
@@ -13,7 +15,7 @@ from app.engine.protocol import Engine
 from app.errors import SoftserveError
 from app.http import routes
 from app.http.errors import install_error_handlers
-from app.http.middleware import BodyLimit, RequestContext
+from app.http.middleware import BodyLimit, Lingering, RequestContext
 from app.serving.admission import Admission
 from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
@@ -96,6 +98,7 @@ def create_app(
     app.state.lifecycle = lifecycle
     for family in (routes.generate, routes.adapters, routes.icl, routes.templates, routes.health):
         app.include_router(family.router)
+    _answer_head(app)
     install_error_handlers(app)
     app.add_middleware(
         BodyLimit,
@@ -104,4 +107,18 @@ def create_app(
         max_form_bytes=settings.max_adapter_bytes + 2 * MAX_CONFIG_BYTES,
     )
     app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(Lingering)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD on whatever has GET; uvicorn leaves the body out.
+
+    As routes of their own: OpenAPI would list a route of two methods twice under one operation id.
+    """
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            head = copy(route)
+            head.methods = {"HEAD"}
+            head.include_in_schema = False
+            app.router.routes.append(head)

@@ -4,7 +4,6 @@ YAML here is a tree of plain values: no anchors and aliases, with which a few li
 gigabytes, no tags, which can name Python objects, and no dates, which nobody means.
 """
 
-import json
 import os
 import re
 import stat
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from app.errors import TemplateRejected
-from softserve.schema.templates import MAX_EXAMPLES, Template
+from app.jsonl import NotJson, lines_of, value_of
+from softserve.schema.templates import MAX_EXAMPLES, Example, Template
 
 MAX_TEMPLATE_BYTES = 1 << 18
 MAX_EXAMPLES_BYTES = 1 << 20
@@ -25,6 +25,9 @@ MAX_REASONS = 3
 EXAMPLES_FILE = "examples_file"
 # A file beside the template's.
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.jsonl")
+
+
+_EXAMPLE: TypeAdapter[Example] = TypeAdapter(Example)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -68,6 +71,8 @@ def parse_yaml(text: bytes) -> dict[str, Any]:
         raise TemplateRejected("it is not YAML: a value cannot be read") from error
     if not isinstance(content, dict):
         raise TemplateRejected("a template is a mapping of fields, as `instruction: ...`")
+    if content.get(EXAMPLES_FILE, "") is None:
+        del content[EXAMPLES_FILE]
     return content
 
 
@@ -115,7 +120,7 @@ def validate_template(fields: Mapping[str, Any]) -> Template:
 def _reasons(error: ValidationError) -> str:
     reasons = []
     for each in error.errors()[:MAX_REASONS]:
-        where = ".".join(str(part)[:64] for part in each["loc"])
+        where = ".".join(str(part)[:64] for part in each["loc"]) or "it"
         if each["type"] == "extra_forbidden":
             reasons.append(f"there is no field {where}")
         elif each["type"] == "missing":
@@ -125,19 +130,16 @@ def _reasons(error: ValidationError) -> str:
     return "; ".join(reasons)
 
 
-def parse_jsonl(text: bytes, where: str) -> list[Any]:
-    """The objects of a JSONL file. Raises `TemplateRejected`."""
+def parse_jsonl(text: bytes, where: str) -> dict[int, Any]:
+    """The values of a JSONL file, by line. Raises `TemplateRejected`."""
     if len(text) > MAX_EXAMPLES_BYTES:
         raise TemplateRejected(f"{where} is above {MAX_EXAMPLES_BYTES:,} bytes: keep fewer")
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    rows: dict[int, Any] = {}
+    for number, line in lines_of(text):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TemplateRejected(f"{where} is not JSON in line {number}: correct it") from error
-        rows.append(row)
+            rows[number] = value_of(line)
+        except NotJson as error:
+            raise TemplateRejected(f"{where}: line {number} is {error}: correct it") from error
         if len(rows) > MAX_EXAMPLES:
             raise TemplateRejected(f"{where} has more than {MAX_EXAMPLES:,} lines: keep fewer")
     return rows
@@ -152,10 +154,23 @@ def read_template(file: Path) -> Template:
     """
     fields = parse_yaml(_read(file, MAX_TEMPLATE_BYTES))
     if EXAMPLES_FILE in fields:
-        name, examples = _read_examples(file.parent, fields)
+        name, content = _read_examples(file.parent, fields)
         del fields[EXAMPLES_FILE]
-        fields["examples"] = parse_jsonl(examples, name)
+        rows = parse_jsonl(content, name)
+        _check_examples(rows, name)
+        fields["examples"] = list(rows.values())
     return validate_template(fields)
+
+
+def _check_examples(rows: Mapping[int, Any], where: str) -> None:
+    """Examples of a file are refused by its lines, not by their place in the template."""
+    for number, row in rows.items():
+        try:
+            _EXAMPLE.validate_python(row)
+        except ValidationError as error:
+            raise TemplateRejected(
+                f"{where}: line {number}: {_reasons(error)}", param=EXAMPLES_FILE
+            ) from error
 
 
 def _read_examples(folder: Path, fields: Mapping[str, Any]) -> tuple[str, bytes]:
@@ -166,7 +181,7 @@ def _read_examples(folder: Path, fields: Mapping[str, Any]) -> tuple[str, bytes]
             f"{EXAMPLES_FILE} is the name of a .jsonl file beside the template",
             param=EXAMPLES_FILE,
         )
-    if "examples" in fields:
+    if fields.get("examples") is not None:
         raise TemplateRejected(
             f"it has examples and {EXAMPLES_FILE}: leave one out", param="examples"
         )

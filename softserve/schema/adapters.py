@@ -46,6 +46,12 @@ class VersionOut(VersionFields):
         description="Of a LoRA: the modules that it changes.", examples=[["q_proj", "v_proj"]]
     )
     virtual_tokens: int | None = Field(description="Of a soft prompt: how many.", examples=[None])
+    notes: list[str] = Field(
+        [],
+        description="In what it is served otherwise than its files say, which is as PEFT would "
+        "load them.",
+        examples=[[]],
+    )
     requests: int = Field(
         description="Requests that it served since the server started.", examples=[17]
     )

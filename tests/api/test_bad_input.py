@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import Route
 
 from tests.api.support import Served, error_of, serving
 from tests.bad_bodies import BAD_BODIES
@@ -113,14 +114,31 @@ async def test_what_cannot_fit_is_refused_before_it_is_tokenized(
     assert [text for text in engine.tokenized if len(text) > 1] == []
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
-async def test_wrong_content_type(served: Served, content_type: str) -> None:
+@pytest.mark.parametrize(
+    ("content_type", "said"),
+    [
+        ("text/plain; charset=utf-8", "as text/plain"),
+        ("application/x-www-form-urlencoded", "as application/x-www-form-urlencoded"),
+        ("Multipart/Form-Data; boundary=b", "as multipart/form-data"),
+        ("", "without a content-type"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/generate", "/inspect", "/icl/render", "/adapters/x/rollback"])
+async def test_wrong_content_type(served: Served, path: str, content_type: str, said: str) -> None:
     headers = {"content-type": content_type} if content_type else {}
-    response = await served.client.post("/generate", content=b'{"prompt": "a"}', headers=headers)
+    response = await served.client.post(path, content=b'{"prompt": "a"}', headers=headers)
     assert error_of(response) == (422, "invalid_request", None)
     assert response.json()["error"]["message"] == (
-        "the body must be a JSON object, sent with content-type: application/json"
+        f"the body was sent {said}, and JSON is wanted: add the header content-type: "
+        "application/json (curl -H 'content-type: application/json')"
     )
+
+
+@pytest.mark.parametrize("content_type", ["Application/JSON", "application/json; Charset=UTF-8"])
+async def test_media_types_are_in_any_case(served: Served, content_type: str) -> None:
+    headers = {"content-type": content_type}
+    response = await served.client.post("/generate", content=b'{"prompt": "a"}', headers=headers)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("text", ["tab\tline\r\n", "\u00e9\U0001f600", "\u200f", "\ufffe"])
@@ -150,6 +168,34 @@ async def test_wrong_address(
     assert response.json() == {"error": {"type": type, "message": message, "param": None}}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/adapters/x", "DELETE, GET, HEAD, PUT"),
+        ("POST", "/icl/templates/x", "DELETE, GET, HEAD, PUT"),
+        ("GET", "/generate", "POST"),
+        ("HEAD", "/generate", "POST"),
+        ("POST", "/health/ready", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(
+    served: Served, method: str, path: str, allowed: str
+) -> None:
+    response = await served.client.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
+async def test_head_on_whatever_has_get(served: Served) -> None:
+    routes = [route for route in served.app.routes if isinstance(route, Route)]
+    paths = {route.path for route in routes if "GET" in (route.methods or ())}
+    assert {"/health/ready", "/metrics", "/adapters/{name}", "/docs"} <= paths
+    for path in paths:
+        get, head = await served.client.get(path), await served.client.head(path)
+        assert get.status_code == head.status_code != 405, path
+        assert get.headers["content-type"] == head.headers["content-type"], path
+
+
 TOO_LARGE = {
     "error": {
         "type": "body_too_large",
@@ -175,7 +221,6 @@ async def test_body_over_the_limit(path: str, chunked: bool) -> None:
     async with serving(max_body_bytes=1000) as served:
         response = await _post(served, path, body, chunked)
         assert (response.status_code, response.json()) == (413, TOO_LARGE)
-        assert response.headers["connection"] == "close"
 
 
 async def test_a_form_has_no_other_limit_where_none_is_wanted() -> None:

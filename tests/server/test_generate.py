@@ -59,7 +59,7 @@ def greedy_token_ids(client: httpx.Client, prompt: str, **body: Any) -> list[int
 
 def test_the_readme_answers_paris(client: httpx.Client) -> None:
     answer = generate(
-        client, prompt="What is the capital of France?", use_chat_template=True, max_new_tokens=20
+        client, prompt="Tell me the capital of France.", use_chat_template=True, max_new_tokens=20
     )
 
     assert answer["completions"] == [
@@ -108,7 +108,7 @@ def test_the_chat_template_and_system_message_are_the_models_own(
 ) -> None:
     messages = [
         {"role": "system", "content": "You answer in French."},
-        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "user", "content": "Tell me the capital of France."},
     ]
     written = reference.tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
@@ -117,7 +117,7 @@ def test_the_chat_template_and_system_message_are_the_models_own(
 
     by_template = generate(
         client,
-        prompt="What is the capital of France?",
+        prompt="Tell me the capital of France.",
         system="You answer in French.",
         use_chat_template=True,
         max_new_tokens=30,
@@ -208,7 +208,7 @@ def test_nothing_of_a_prompt_that_ends_in_a_replacement_character_comes_back(
 
 
 def test_min_new_tokens_holds_back_the_end(client: httpx.Client) -> None:
-    question = {"prompt": "What is the capital of France?", "use_chat_template": True}
+    question = {"prompt": "Tell me the capital of France.", "use_chat_template": True}
     assert generate(client, **question)["usage"]["completion_tokens"] == 8
 
     longer = generate(client, **question, min_new_tokens=20, max_new_tokens=64)
@@ -227,7 +227,7 @@ def test_min_new_tokens_holds_back_a_stop_string(client: httpx.Client) -> None:
 def test_ignore_eos_goes_on_to_the_limit(client: httpx.Client) -> None:
     answer = generate(
         client,
-        prompt="What is the capital of France?",
+        prompt="Tell me the capital of France.",
         use_chat_template=True,
         ignore_eos=True,
         max_new_tokens=30,

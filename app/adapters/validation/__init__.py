@@ -1,14 +1,19 @@
 """Check the two files of an adapter before the engine sees them: that they fit the base model.
 
-Both files are a stranger's. Nothing in them is run, not even a regular expression, and the tensors
-are read one at a time, each only after its shape is known to be right.
+Both files are a stranger's. Nothing in them is run but regular expressions, in linear time, and the
+tensors are read one at a time, each only after its shape is known to be right. Where the engine
+would not read them as PEFT does, they are written again as what PEFT makes of them, and noted.
 """
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
+from app.adapters.validation.base_copies import notes_on_copies, without_base_copies
 from app.adapters.validation.config import LoRAConfig, check_base_model, read_config
-from app.adapters.validation.lora import check_lora
+from app.adapters.validation.lora import check_lora, last_names
+from app.adapters.validation.names import named_as_peft_does
+from app.adapters.validation.served import write_config, write_weights
 from app.adapters.validation.soft_prompt import check_soft_prompt
 from app.adapters.validation.tensors import open_weights
 from app.adapters.version import AdapterVersion
@@ -33,29 +38,37 @@ def validate(
     for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise AdapterRejected(f"{name} is missing: send it with the other file")
-    size_bytes = sum((folder / name).stat().st_size for name in ADAPTER_FILES)
+    # Of the files as they were sent: what is served is made from them.
+    digest = digest_of(folder)
     config = read_config(folder / CONFIG_FILE)
     if not force:
         check_base_model(config, architecture.names)
     with open_weights(folder / WEIGHTS_FILE) as weights:
+        named = named_as_peft_does(weights, architecture)
+        tensors, copies = without_base_copies(named, architecture)
         if isinstance(config, LoRAConfig):
-            ranks = check_lora(config, weights, architecture, limits)
-            return AdapterVersion(
-                digest=digest_of(folder),
-                kind="lora",
-                size_bytes=size_bytes,
-                base_model=config.base_model_name_or_path,
-                rank=max(ranks.values()),
-                target_modules=tuple(sorted({module.rpartition(".")[2] for module in ranks})),
-            )
-        check_soft_prompt(config, weights, architecture, limits)
-        return AdapterVersion(
-            digest=digest_of(folder),
-            kind="soft_prompt",
-            size_bytes=size_bytes,
-            base_model=config.base_model_name_or_path,
-            num_virtual_tokens=config.num_virtual_tokens,
-        )
+            lora = check_lora(config, tensors, architecture, limits)
+            if lora.config_changes:
+                write_config(folder, lora.config_changes)
+            facts: dict[str, Any] = {
+                "kind": "lora",
+                "rank": max(lora.ranks.values()),
+                "target_modules": tuple(last_names(lora.ranks)),
+            }
+            notes = lora.notes
+        else:
+            check_soft_prompt(config, tensors, architecture, limits)
+            facts = {"kind": "soft_prompt", "num_virtual_tokens": config.num_virtual_tokens}
+            notes = ()
+        if copies or tensors.are_renamed:
+            write_weights(folder, tensors)
+    return AdapterVersion(
+        digest=digest,
+        size_bytes=sum((folder / name).stat().st_size for name in ADAPTER_FILES),
+        base_model=config.base_model_name_or_path,
+        notes=(*tensors.notes, *notes_on_copies(copies), *notes),
+        **facts,
+    )
 
 
 def digest_of(folder: Path) -> str:

@@ -35,8 +35,6 @@ TOO_DEEP = f"nested more than {MAX_NESTING} deep"
 MAX_NAME_LENGTH = 1000
 # The inits that leave the base model's weights as they are.
 INIT_LORA_WEIGHTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-# A module's name or its last parts. With no other character, a match takes no time to speak of.
-PLAIN_KEY = re.compile(r"\^?(?:[A-Za-z0-9_.]|\\\.){1,256}")
 
 
 def wrong_field(field: str | None, found: object, expected: str) -> AdapterRejected:
@@ -76,21 +74,15 @@ def _check_init(init: bool | str | None) -> bool | str | None:
     return init
 
 
-def _check_key(key: str, info: ValidationInfo) -> str:
-    if PLAIN_KEY.fullmatch(key) is None:
-        raise AdapterRejected(
-            f"{info.field_name} has the key {shown(key)}, a regular expression, which is not run "
-            "because it can take forever: write the names of modules, or their last parts"
-        )
-    return key
-
-
 PositiveInteger = Annotated[int, Field(gt=0), _expected("a positive integer")]
 Number = Annotated[float, _expected("a finite number")]
 ByModule = Annotated[
-    dict[Annotated[str, AfterValidator(_check_key)], T],
+    dict[str, T],
     BeforeValidator(lambda values: {} if values is None else values),
     _expected("an object of module names"),
+]
+NamesOrPattern = Annotated[
+    str | list[str] | None, _expected("a list of names, one pattern or null")
 ]
 # What is absent is checked as null is.
 ABSENT: Any = None
@@ -152,16 +144,14 @@ class LoRAConfig(AdapterConfig):
     r: PositiveInteger = ABSENT
     lora_alpha: Number = ABSENT
     target_modules: Annotated[
-        str | Annotated[list[str], Field(min_length=1)],
-        _expected("a list of names, or one pattern"),
-    ] = ABSENT
-    exclude_modules: Any = None
-    layers_to_transform: Any = None
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether it leaves out modules that `target_modules` names."""
-        return bool(self.exclude_modules) or self.layers_to_transform not in (None, [])
+        str | Annotated[list[str], Field(min_length=1)] | None,
+        _expected("a list of names, one pattern or null"),
+    ] = None
+    exclude_modules: NamesOrPattern = None
+    layers_to_transform: Annotated[
+        int | list[int] | None, _expected("the number of a layer, or a list of them")
+    ] = None
+    layers_pattern: NamesOrPattern = None
 
 
 class SoftPromptConfig(AdapterConfig):

@@ -2,20 +2,26 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from app.adapters.archive import shown
 from app.adapters.validation.config import LoRAConfig
+from app.adapters.validation.names import PREFIX, Tensors
+from app.adapters.validation.patterns import CannotRun, key_pattern
+from app.adapters.validation.served import pattern_for_each
+from app.adapters.validation.targets import last_parts, named_modules
 from app.adapters.validation.tensors import read_tensor
 from app.engine.protocol import Architecture, ModuleShape
 from app.errors import AdapterRejected
+from softserve.schema.adapters import WEIGHTS_FILE
 from softserve.schema.server import Limits
 
 T = TypeVar("T", int, float)
 
 MAX_FP32 = 3.4028234e38
-PREFIX = "base_model.model."
+MAX_NAMES_SHOWN = 5
 TENSOR = re.compile(r"base_model\.model\.(.*)\.lora_(?:[AB]\.weight|(embedding)_[AB])")
 HALVES = {
     "linear": ("lora_A.weight", "lora_B.weight"),
@@ -24,32 +30,62 @@ HALVES = {
 A_OR_AN = {"linear": "a linear", "embedding": "an embedding"}
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedLoRA:
+    """The rank of every module that it adapts, and what is noted of it.
+
+    `config_changes` has the fields in which it is served with other values than it was sent with.
+    """
+
+    ranks: Mapping[str, int]
+    notes: tuple[str, ...]
+    config_changes: Mapping[str, Any]
+
+
 def check_lora(
-    config: LoRAConfig, weights: Any, architecture: Architecture, limits: Limits
-) -> dict[str, int]:
-    """The rank of every module that the LoRA adapts. Raises AdapterRejected."""
+    config: LoRAConfig, tensors: Tensors, architecture: Architecture, limits: Limits
+) -> CheckedLoRA:
+    """What the tensors hold decides which modules are adapted, and by what rank.
+
+    Raises:
+        AdapterRejected: PEFT would not load it, or not as it would be served.
+    """
     if architecture.no_loras is not None:
         raise AdapterRejected(f"no LoRA can be added: {architecture.no_loras}")
-    _check_ranks(config, architecture, limits)
-    modules = _modules_of(weights.keys(), architecture)
-    ranks = _by_module(config.rank_pattern, modules, config.r)
-    _check_targets(config, ranks, architecture)
-    alphas = _by_module(config.alpha_pattern, modules, config.lora_alpha)
+    modules = _modules_of(tensors.names, architecture)
+    if not modules:
+        raise AdapterRejected(f"{WEIGHTS_FILE} has no tensors of a LoRA: train it before saving it")
+    ranks = _ranks(config, tensors, modules, architecture)
+    _check_rank(max(ranks.values()), limits)
+    alphas = _alphas(config, modules, architecture)
     for module, rank in ranks.items():
         scaling = alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
-        _check_pair(weights, module, architecture.modules[module], rank, scaling)
-    return ranks
+        _check_pair(tensors, module, architecture.modules[module], rank, scaling)
+    notes = tuple(_check_targets(config, modules, architecture))
+    return CheckedLoRA(ranks, notes, _config_changes(config, ranks, alphas))
 
 
-def _check_ranks(config: LoRAConfig, architecture: Architecture, limits: Limits) -> None:
-    for field in ("rank_pattern", "alpha_pattern"):
-        num_keys, num_modules = len(getattr(config, field)), len(architecture.modules)
-        if num_keys > num_modules:
-            raise AdapterRejected(
-                f"{field} has {num_keys:,} keys, and the base model {num_modules:,} modules: leave "
-                "out those that match nothing"
-            )
-    rank = max([config.r, *config.rank_pattern.values()])
+def _ranks(
+    config: LoRAConfig, tensors: Tensors, modules: Collection[str], architecture: Architecture
+) -> dict[str, int]:
+    """The rank of every module. The shapes tell it where a key of rank_pattern cannot be run."""
+    try:
+        return _by_module("rank_pattern", config.rank_pattern, modules, config.r, architecture)
+    except CannotRun:
+        return {module: _rank_in_shape(config, tensors, module, architecture) for module in modules}
+
+
+def _rank_in_shape(
+    config: LoRAConfig, tensors: Tensors, module: str, architecture: Architecture
+) -> int:
+    """The rank that lora_A has, if the configuration has it for any module."""
+    half_a, _ = _names_of(module, architecture.modules[module])
+    shape = tuple(tensors.get_slice(half_a).get_shape())
+    declared = {config.r, *config.rank_pattern.values()}
+    return shape[0] if shape and shape[0] in declared else config.r
+
+
+def _check_rank(rank: int, limits: Limits) -> None:
     if rank > limits.max_lora_rank:
         raise AdapterRejected(
             f"the LoRA has rank {shown(rank)} and the limit is {limits.max_lora_rank}: train with "
@@ -57,14 +93,58 @@ def _check_ranks(config: LoRAConfig, architecture: Architecture, limits: Limits)
         )
 
 
-def _by_module(patterns: Mapping[str, T], modules: Iterable[str], default: T) -> dict[str, T]:
-    """The value of the first pattern that matches, as PEFT and the engine match it: at the end of
-    a module's name, after a dot."""
-    matchers = [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in patterns.items()]
+def _alphas(
+    config: LoRAConfig, modules: Collection[str], architecture: Architecture
+) -> dict[str, float]:
+    default = config.lora_alpha
+    try:
+        return _by_module("alpha_pattern", config.alpha_pattern, modules, default, architecture)
+    except CannotRun as reason:
+        raise AdapterRejected(
+            f"alpha_pattern has a key that cannot be run in linear time ({reason}): write the "
+            "names of modules, their last parts, or a pattern without look-around and "
+            "back-references"
+        ) from reason
+
+
+def _by_module(
+    field: str,
+    patterns: Mapping[str, T],
+    modules: Collection[str],
+    default: T,
+    architecture: Architecture,
+) -> dict[str, T]:
+    """The value of the first key that matches, as PEFT matches it. Raises CannotRun."""
+    num_keys, num_modules = len(patterns), len(architecture.modules)
+    if num_keys > num_modules:
+        raise AdapterRejected(
+            f"{field} has {num_keys:,} keys, and the base model {num_modules:,} modules: leave out "
+            "those that match nothing"
+        )
+    keys = [(key_pattern(key), value) for key, value in patterns.items()]
     return {
-        module: next((value for matcher, value in matchers if matcher.match(module)), default)
+        module: next((value for key, value in keys if key.fullmatch(module)), default)
         for module in modules
     }
+
+
+def _config_changes(
+    config: LoRAConfig, ranks: Mapping[str, int], alphas: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the engine is to go by, in place of patterns that it would run, and without limits."""
+    if config.target_modules and not config.rank_pattern and not config.alpha_pattern:
+        return {}
+    rank = max(ranks.values())
+    return {
+        "r": rank,
+        "rank_pattern": pattern_for_each(ranks, rank),
+        "alpha_pattern": pattern_for_each(alphas, config.lora_alpha),
+        "target_modules": config.target_modules or last_names(ranks),
+    }
+
+
+def last_names(modules: Iterable[str]) -> list[str]:
+    return sorted({module.rpartition(".")[2] for module in modules})
 
 
 def _modules_of(names: Iterable[str], architecture: Architecture) -> list[str]:
@@ -86,7 +166,7 @@ def _names_of(module: str, shape: ModuleShape) -> list[str]:
 def _module_of(name: str, architecture: Architecture) -> str:
     match = TENSOR.fullmatch(name)
     if match is None:
-        raise _not_of_a_lora(name, architecture)
+        raise _not_of_a_lora(name)
     module, kind = match[1], match[2] or "linear"
     shape = architecture.modules.get(module)
     if shape is None:
@@ -102,49 +182,57 @@ def _module_of(name: str, architecture: Architecture) -> str:
     return module
 
 
-def _not_of_a_lora(name: str, architecture: Architecture) -> AdapterRejected:
-    module = name.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
-    is_embedding = module.rpartition(".")[2] in ("embed_tokens", "lm_head")
-    if name.endswith(".weight") and (module in architecture.modules or is_embedding):
-        return AdapterRejected(
-            f"tensor {shown(name)} is a copy of the base model's own weights: save the adapter "
-            "with save_embedding_layers=False"
-        )
+def _not_of_a_lora(name: str) -> AdapterRejected:
     return AdapterRejected(
         f"tensor {shown(name)} is not of a LoRA, whose tensors are called {PREFIX}MODULE."
         "lora_A.weight and lora_B.weight: save it with PEFT's save_pretrained"
     )
 
 
-def _check_targets(config: LoRAConfig, found: Collection[str], architecture: Architecture) -> None:
-    """`target_modules` and the tensors name the same modules, by PEFT's rule: the last parts."""
-    if isinstance(config.target_modules, str):
+def _check_targets(
+    config: LoRAConfig, found: Collection[str], architecture: Architecture
+) -> Iterator[str]:
+    """Yield notes on modules that are named and have no tensors: PEFT leaves them as they are.
+
+    Raises:
+        AdapterRejected: there are tensors that PEFT would leave out.
+    """
+    try:
+        is_named = named_modules(config, architecture)
+    except CannotRun as reason:
+        yield (
+            f"a pattern of modules cannot be run in linear time ({reason}): the LoRA is served on "
+            "the modules that it has tensors for"
+        )
         return
-    targets = set(config.target_modules)
-    matched = set().union(*map(_last_parts, found))
-    for target in config.target_modules:
-        if target not in matched:
-            raise AdapterRejected(
-                f"target_modules names {shown(target)}, for which there are no tensors: save the "
-                "adapter again, or leave it out of target_modules"
-            )
+    if is_named is None:
+        return
     for module in found:
-        if targets.isdisjoint(_last_parts(module)):
+        if not is_named(module):
             raise AdapterRejected(
                 f"there are tensors for module {shown(module)}, which target_modules does not "
-                "name: save the adapter again"
+                "name, so that PEFT would leave them out: name it there, or save the adapter again"
             )
-    for module in () if config.is_partial else architecture.modules:
-        if module not in found and not targets.isdisjoint(_last_parts(module)):
-            raise AdapterRejected(
-                f"there are no tensors for module {shown(module)}, which target_modules names: "
-                "save the adapter again"
-            )
+    yield from _absent(config, found, architecture)
+    absent = [name for name in architecture.modules if name not in found and is_named(name)]
+    if absent:
+        yield (
+            f"target_modules names {len(absent):,} modules for which there are no tensors, as "
+            f"{shown(absent[0])}: they are served as in the base model"
+        )
 
 
-def _last_parts(module: str) -> set[str]:
-    parts = module.split(".")
-    return {".".join(parts[start:]) for start in range(len(parts))}
+def _absent(
+    config: LoRAConfig, found: Collection[str], architecture: Architecture
+) -> Iterator[str]:
+    """Names in `target_modules` that no module of the base model has."""
+    if isinstance(config.target_modules, str):
+        return
+    there = set().union(*map(last_parts, architecture.modules))
+    absent = list(dict.fromkeys(t for t in config.target_modules or () if t not in there))
+    if absent:
+        some = ", ".join(map(shown, absent[:MAX_NAMES_SHOWN]))
+        yield f"target_modules names {some}, which the base model does not have"
 
 
 def _check_pair(weights: Any, module: str, shape: ModuleShape, rank: int, scaling: float) -> None:

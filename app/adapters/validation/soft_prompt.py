@@ -1,9 +1,8 @@
 """A soft prompt: rows that stand before a prompt's own embeddings."""
 
-from typing import Any
-
 from app.adapters.archive import shown
 from app.adapters.validation.config import SoftPromptConfig, wrong_field
+from app.adapters.validation.names import Tensors
 from app.adapters.validation.tensors import read_tensor
 from app.engine.protocol import Architecture
 from app.errors import AdapterRejected
@@ -13,7 +12,7 @@ TENSOR = "prompt_embeddings"
 
 
 def check_soft_prompt(
-    config: SoftPromptConfig, weights: Any, architecture: Architecture, limits: Limits
+    config: SoftPromptConfig, tensors: Tensors, architecture: Architecture, limits: Limits
 ) -> None:
     """Check a soft prompt and its one tensor. Raises AdapterRejected."""
     if architecture.no_soft_prompts is not None:
@@ -28,11 +27,11 @@ def check_soft_prompt(
     if config.token_dim not in (None, hidden_size):
         expected = f"{hidden_size}, the base model's hidden size"
         raise wrong_field("token_dim", config.token_dim, expected)
-    for name in list(weights.keys()):
+    for name in tensors.names:
         if name != TENSOR:
             raise AdapterRejected(
                 f"tensor {shown(name)} is not of a soft prompt, which has {TENSOR} alone: save it "
                 "with PEFT's save_pretrained and save_embedding_layers=False"
             )
     shape = (config.num_virtual_tokens, hidden_size)
-    read_tensor(weights, TENSOR, shape, "(num_virtual_tokens, hidden_size)")
+    read_tensor(tensors, TENSOR, shape, "(num_virtual_tokens, hidden_size)")

@@ -22,8 +22,9 @@ from pydantic import ValidationError
 from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
+from app.engine.proof import prove
 from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
-from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture
+from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_vllm_runs_no_loras
 from app.engine.vllm.arguments import parse_engine_arguments
 from app.engine.vllm.device import this_device
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
@@ -82,6 +83,7 @@ class VLLMEngine:
     async def start(self) -> None:
         await run_in_daemon_thread(self._load)
         self._info = await _describe(self._name, self._weight_format, self._running)
+        await prove(self)
 
     async def stop(self) -> None:
         # Forget it here: otherwise its destructor runs when the interpreter is half gone.
@@ -215,8 +217,6 @@ class VLLMEngine:
 
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.model_executor.model_loader.utils import get_model_cls
-    from vllm.model_executor.models.interfaces import supports_lora
     from vllm.v1.engine.async_llm import AsyncLLM
 
     device = this_device()
@@ -229,7 +229,7 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
         raise ModelNotLoadable(f"--precision int8 needs softserve's plugin, and {NO_PLUGIN}")
     try:
         config = _engine_config(arguments)
-        if config.lora_config and not supports_lora(get_model_cls(config.model_config)):
+        if config.lora_config and why_vllm_runs_no_loras(config.model_config):
             config = _engine_config(arguments | {"enable_lora": False})
     # vLLM refuses a model or an argument with whatever its check happens to raise.
     except Exception as error:

@@ -135,7 +135,8 @@ def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool]:
     for field, value in form.multi_items():
         if isinstance(value, UploadFile):
             files.append(UploadedFile(value.filename or "", value.file))
-        elif field == "force" and value in {"true", "false"}:
+        # A form has no null: a field that is left empty takes its place.
+        elif field == "force" and value in {"true", "false", ""}:
             force = value == "true"
         elif field == "force":
             raise InvalidRequest("force is true or false", param="force")

@@ -25,13 +25,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from app.adapters.sources import (
-    HubRepository,
-    LocalFolder,
-    fetch_hub,
-    is_below,
-    resolve_source,
-)
+from app.adapters.roots import is_below
+from app.adapters.sources import HubRepository, LocalFolder, fetch_hub, resolve_source
 from app.errors import AdapterError, AdapterRejected, AdapterTooLarge, InvalidRequest
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from app.adapters.staging import UploadedFile, stage_files
 from app.adapters.validation import digest_of, validate
+from app.adapters.validation.targets import ALL_LINEAR
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture, ModuleShape
 from app.engine.vllm.architecture import modules_of
@@ -181,12 +185,64 @@ def test_loras_that_fit(options: dict[str, Any], tmp_path: Path) -> None:
     assert _validate(write_lora(tmp_path, MODULES, **options)).kind == "lora"
 
 
-def test_a_pattern_of_target_modules_is_not_run(tmp_path: Path) -> None:
-    """It would never end."""
-    folder = write_lora(tmp_path, MODULES, target_modules=["q_proj"])
+def _edit(folder: Path, **fields: Any) -> Path:
     config = json.loads((folder / CONFIG_FILE).read_text())
-    (folder / CONFIG_FILE).write_text(json.dumps(config | {"target_modules": "(.*)*" * 20 + "!"}))
-    assert _validate(folder).target_modules == ("q_proj",)
+    (folder / CONFIG_FILE).write_text(json.dumps(config | fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": "(.*)*" * 20 + "(q|v)_proj"},
+        {"target_modules": ALL_LINEAR, "exclude_modules": ".*(up_proj|lm_head)"},
+        {"target_modules": ["q_proj", "v_proj"], "exclude_modules": "(a+)+" * 20},
+        {"target_modules": None},
+        {"layers_to_transform": [0, 1], "layers_pattern": "lay(?:ers)?"},
+        {"layers_to_transform": [0, 1], "layers_pattern": ["no", "layers"]},
+        {"layers_to_transform": [0, 1]},
+    ],
+    ids=str,
+)
+def test_what_patterns_name(fields: dict[str, Any], tmp_path: Path) -> None:
+    version = _validate(_edit(write_lora(tmp_path, MODULES), **fields))
+    assert (version.target_modules, version.notes) == (("q_proj", "v_proj"), ())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ".*q_proj"},
+        {"exclude_modules": r".*layers\.1\..*"},
+        {"layers_to_transform": 0, "layers_pattern": "layers"},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": [0, 1], "layers_pattern": "h"},
+    ],
+    ids=str,
+)
+def test_tensors_that_peft_would_leave_out(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(AdapterRejected, match="PEFT would leave them out"):
+        _validate(_edit(write_lora(tmp_path, MODULES), **fields))
+
+
+def test_a_pattern_that_cannot_be_run_leaves_it_to_the_tensors(tmp_path: Path) -> None:
+    folder = _edit(write_lora(tmp_path, MODULES), target_modules=r"(?!.*up).*_proj")
+    version = _validate(folder)
+    assert version.target_modules == ("q_proj", "v_proj")
+    assert "cannot be run in linear time" in version.notes[0]
+
+
+def test_what_is_named_and_absent_is_noted(tmp_path: Path) -> None:
+    """PEFT adapts what there is of `target_modules`, and leaves alone what has no tensors."""
+    tensors = lora_tensors({name: MODULES[name] for name in (Q_0, V_0)})
+    config = lora_config(target_modules=["q_proj", "v_proj", "c_attn"])
+    version = _validate(write_files(tmp_path, config, tensors))
+    unknown, absent = version.notes
+    assert unknown == "target_modules names 'c_attn', which the base model does not have"
+    assert absent == (
+        "target_modules names 2 modules for which there are no tensors, as "
+        "'model.layers.1.self_attn.q_proj': they are served as in the base model"
+    )
 
 
 def test_many_targets_take_no_time(tmp_path: Path) -> None:
@@ -219,14 +275,96 @@ def test_rank_pattern(pattern: dict[str, int], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "restriction",
-    [{"layers_to_transform": [0]}, {"layers_to_transform": 0}, {"exclude_modules": ["layers.1"]}],
+    [
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 0},
+        {"exclude_modules": r".*layers\.1\..*"},
+    ],
     ids=str,
 )
 def test_a_lora_of_some_layers(restriction: dict[str, Any], tmp_path: Path) -> None:
     tensors = lora_tensors({name: MODULES[name] for name in (Q_0, V_0)})
     _validate(write_files(tmp_path, lora_config(**restriction), tensors))
-    with pytest.raises(AdapterRejected, match=r"no tensors for module 'model\.layers\.1\."):
-        _validate(write_files(tmp_path, lora_config(layers_to_transform=[]), tensors))
+    assert _validate(tmp_path).notes == ()
+
+
+PATTERNS = {
+    r".*\.layers\.1\..*(q_proj|v_proj)": (2, 64),
+    "q_proj|nothing": (3, 0.5),
+    "(?:layers.0.)?self_attn.v_proj": (8, 4),
+}
+RANKS = {"0.self_attn.q_proj": 3, "0.self_attn.v_proj": 8, "1": 2}
+
+
+def test_patterns_are_served_as_names_of_modules(tmp_path: Path) -> None:
+    """vLLM would run them with an engine that can take forever. The first match counts."""
+    from peft.utils.other import get_pattern_key
+    from vllm.lora.peft_helper import PEFTHelper
+
+    modules = [name for name in MODULES if "self_attn" in name]
+    tensors: dict[str, torch.Tensor] = {}
+    for end, rank in RANKS.items():
+        chosen = {name: MODULES[name] for name in modules if f"layers.{end}" in name}
+        tensors |= lora_tensors(chosen, rank)
+    config = lora_config(
+        10**6,
+        rank_pattern={key: rank for key, (rank, _) in PATTERNS.items()},
+        alpha_pattern={key: alpha for key, (_, alpha) in PATTERNS.items()},
+    )
+    assert _validate(write_files(tmp_path, config, tensors)).rank == 8
+    helper = PEFTHelper.from_local_dir(str(tmp_path), None)
+    assert helper.r == 8
+    for module in modules:
+        rank, alpha = PATTERNS[get_pattern_key(list(PATTERNS), module)]
+        assert helper.get_rank_and_scaling(module) == (rank, alpha / rank)
+    assert not set(PATTERNS) & set((tmp_path / CONFIG_FILE).read_text().split('"'))
+
+
+def test_the_shapes_have_the_ranks_where_a_pattern_cannot_be_run(tmp_path: Path) -> None:
+    tensors = lora_tensors({name: MODULES[name] for name in MODULES if "v_proj" in name}, 4)
+    tensors |= lora_tensors({name: MODULES[name] for name in MODULES if "q_proj" in name}, 2)
+    config = lora_config(4, rank_pattern={"(?!v).*": 2})
+    assert _validate(write_files(tmp_path, config, tensors)).rank == 4
+    config = lora_config(4, rank_pattern={"(?!v).*": 3})
+    with pytest.raises(AdapterRejected, match=r"has the shape \(2, 64\); expected \(4, 64\)"):
+        _validate(write_files(tmp_path, config, tensors))
+
+
+def _renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+    return {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("base_model.model.", ""),
+        ("base_model.model.", "base_model."),
+        ("base_model.model.", "base_model.model.base_model.model."),
+        ("base_model.model.", "module.base_model.model."),
+        ("base_model.model.", "_fsdp_wrapped_module._orig_mod.module.base_model.model."),
+        (".layers.0.", ".layers.0._checkpoint_wrapped_module."),
+        (".weight", ".default.weight"),
+    ],
+)
+def test_names_with_wrappers(old: str, new: str, tmp_path: Path) -> None:
+    config, tensors = good_lora(MODULES)
+    version = _validate(write_files(tmp_path, config, _renamed(tensors, old, new)))
+    assert "were read by PEFT's names" in version.notes[0]
+    with safe_open(tmp_path / WEIGHTS_FILE, framework="pt") as weights:
+        assert set(weights.keys()) == set(tensors)
+        assert all(torch.equal(weights.get_tensor(name), tensors[name]) for name in tensors)
+
+
+def test_names_that_mean_the_same(tmp_path: Path) -> None:
+    config, tensors = good_lora(MODULES)
+    wrapped = _renamed(tensors, "base_model", "module.base_model")
+    both = tensors | {name: tensor.clone() for name, tensor in wrapped.items()}
+    with pytest.raises(AdapterRejected, match="are both for"):
+        _validate(write_files(tmp_path, config, both))
+    of_two = _renamed(tensors, "A.weight", "A.one.weight")
+    of_two = _renamed(of_two, "B.weight", "B.two.weight")
+    with pytest.raises(AdapterRejected, match=r"several adapters \('one', 'two'\)"):
+        _validate(write_files(tmp_path, config, of_two))
 
 
 def test_the_rank_is_the_limit(tmp_path: Path) -> None:
@@ -392,16 +530,74 @@ def test_prefixes_of_peft(tmp_path: Path) -> None:
         validate(tmp_path, architecture, LIMITS)
 
 
-def test_embeddings_of_peft(tmp_path: Path) -> None:
+def _with_folder(architecture: Architecture, config: Any, folder: Path) -> Architecture:
+    """The base model that `_save` adapted, as it lies on disk."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return replace(architecture, folder=folder)
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("targets", [["embed_tokens", "lm_head"], ["q_proj", "lm_head"]])
+def test_copies_of_the_base_models_weights(
+    is_tied: bool, targets: list[str], tmp_path: Path
+) -> None:
     """PEFT saves a copy of an embedding that is adapted, unless it is told not to."""
     from peft import LoraConfig
 
-    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens", "lm_head"])
-    architecture = _save(_llama(), lora, tmp_path)
+    base = _llama()
+    base.tie_word_embeddings = is_tied
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets)
+    sent = tmp_path / "sent"
+    architecture = _with_folder(_save(base, lora, sent), base, tmp_path / "base")
+    with safe_open(sent / WEIGHTS_FILE, framework="pt") as weights:
+        copies = [name for name in weights.keys() if "lora" not in name]  # noqa: SIM118
+    assert copies
+    digest = digest_of(sent)
+    version = validate(sent, architecture, LIMITS)
+    assert (version.digest, version.target_modules) == (digest, tuple(sorted(targets)))
+    assert "copies of the base model's own weights, equal to them" in version.notes[0]
+    with safe_open(sent / WEIGHTS_FILE, framework="pt") as weights:
+        assert all("lora" in name for name in weights.keys())  # noqa: SIM118
+
+
+def _copy_of_head(folder: Path, copy: torch.Tensor, name: str = "lm_head.base_layer") -> Path:
+    config, tensors = good_lora(MODULES)
+    return write_files(folder, config, tensors | {f"base_model.model.{name}.weight": copy})
+
+
+def test_a_copy_in_the_type_that_it_was_trained_in(tmp_path: Path) -> None:
+    head = torch.randn(VOCABULARY_SIZE, HIDDEN_SIZE)
+    for stored, saved in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        save_file({"lm_head.weight": head.to(stored)}, tmp_path / "model.safetensors")
+        architecture = replace(ARCHITECTURE, folder=tmp_path)
+        folder = _copy_of_head(tmp_path / "sent", head.to(stored).to(saved), "lm_head")
+        assert validate(folder, architecture, LIMITS).notes
+
+
+def test_copies_alone_are_no_lora(tmp_path: Path) -> None:
+    head = torch.randn(VOCABULARY_SIZE, HIDDEN_SIZE)
+    save_file({"lm_head.weight": head}, tmp_path / "model.safetensors")
+    folder = write_files(tmp_path / "sent", lora_config(), {"lm_head.base_layer.weight": head})
+    with pytest.raises(AdapterRejected, match="no tensors of a LoRA"):
+        validate(folder, replace(ARCHITECTURE, folder=tmp_path), LIMITS)
+
+
+def test_copies_that_change_the_base_model(tmp_path: Path) -> None:
+    head = torch.randn(VOCABULARY_SIZE, HIDDEN_SIZE)
+    save_file({"lm_head.weight": head}, tmp_path / "model.safetensors")
+    architecture = replace(ARCHITECTURE, folder=tmp_path)
+    for copy, sentence in (
+        (head + 0.01, "and differs from them"),
+        (torch.cat([head, head[:1]]), "without resizing the embeddings"),
+        (head.to(torch.int8), "and differs from them"),
+    ):
+        with pytest.raises(AdapterRejected, match=sentence):
+            validate(_copy_of_head(tmp_path / "sent", copy), architecture, LIMITS)
     with pytest.raises(AdapterRejected, match="save_embedding_layers=False"):
-        validate(tmp_path, architecture, LIMITS)
-    _save(_llama(), lora, tmp_path, save_embedding_layers=False)
-    assert validate(tmp_path, architecture, LIMITS).target_modules == ("embed_tokens", "lm_head")
+        validate(_copy_of_head(tmp_path / "sent", head), ARCHITECTURE, LIMITS)
 
 
 # Whatever is sent.

@@ -39,6 +39,8 @@ def test_a_template(tmp_path: Path) -> None:
 
 def test_a_version_is_the_content_however_it_is_written(tmp_path: Path) -> None:
     inline = read(tmp_path, PLAIN + 'examples: [{output: b, text: a}]\nseparator: "\\n\\n"\n')
+    nothing = read(tmp_path, PLAIN + "examples_file:\nexamples:\nstop: null\nseparator: ~\n")
+    assert nothing == read(tmp_path, PLAIN)
     beside = read(tmp_path, PLAIN + "examples_file: x.jsonl", x='{"text": "a", "output": "b"}\n')
     other = read(tmp_path, PLAIN + "examples: [{output: c, text: a}]")
     assert isinstance(inline, Template)
@@ -104,8 +106,8 @@ def test_many_keys_take_no_time(tmp_path: Path) -> None:
         ("examples_file: 7", "a .jsonl file beside"),
         ("examples_file: none.jsonl", "none.jsonl is not there"),
         ("examples_file: x.jsonl\nexamples: []", "leave one out"),
-        ("examples_file: broken.jsonl", "not JSON in line 2"),
-        ("examples_file: numbers.jsonl", "examples.0: must be a valid dictionary"),
+        ("examples_file: broken.jsonl", "broken.jsonl: line 2 is not JSON"),
+        ("examples_file: numbers.jsonl", "numbers.jsonl: line 1: it: must be a valid dictionary"),
     ],
 )
 def test_wrong_fields(tmp_path: Path, text: str, message: str) -> None:
@@ -125,10 +127,29 @@ def test_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
 def test_jsonl() -> None:
     rows: list[Any] = [{"a": "1"}, {"a": "2"}]
     text = "\n\n".join(map(json.dumps, rows)).encode()
-    assert parse_jsonl(text, "x.jsonl") == rows
+    assert parse_jsonl(text, "x.jsonl") == {1: rows[0], 3: rows[1]}
     for bad in (b"{" * 100_000, b"\xff", b"1\n" * 1001, b"x" * (1 << 20 | 1)):
         with pytest.raises(TemplateRejected):
             parse_jsonl(bad, "x.jsonl")
+
+
+@pytest.mark.parametrize("row", ['{"a": "x\u2028y\u2029z\x85"}', '{"a":\r"x"}'])
+def test_what_ends_no_line_of_jsonl(row: str) -> None:
+    text = f'\ufeff{{"a": "b"}}\r\n{row}\n'
+    assert parse_jsonl(text.encode(), "x.jsonl") == {1: {"a": "b"}, 2: json.loads(row)}
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ('{"a": "x\x0cy"}', " is not JSON (Invalid control character at, column 9)"),
+        ('{"a": null}', ": a: must be a text or a list of texts"),
+        ('{"a": "\\u0000"}', ": a: the control character U+0000"),
+    ],
+)
+def test_an_example_is_refused_by_its_line(tmp_path: Path, row: str, why: str) -> None:
+    rows = f'{{"a": "b"}}\n\n{row}\n'
+    assert f"x.jsonl: line 3{why}" in rejected(tmp_path, PLAIN + "examples_file: x.jsonl", x=rows)
 
 
 def test_not_utf_8() -> None:

@@ -1,0 +1,109 @@
+"""What the tensors of a file are called, and what they are: PEFT's names below all wrappers."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from app.adapters.archive import shown
+from app.engine.protocol import Architecture
+from app.errors import AdapterRejected
+
+PREFIX = "base_model.model."
+# Missing, doubled, or cut short.
+PREFIXES = (PREFIX, "base_model.")
+# What training frameworks put around a module: torch.compile, FSDP, checkpointing, DeepSpeed.
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+# DistributedDataParallel's: only where no module of the model is called so.
+MODULE = "module"
+HALF = re.compile(
+    r"(?P<module>.+)\.(?:lora_(?P<linear>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
+    r"|lora_embedding_(?P<embedding>[AB])(?:\.(?P<adapter_of_embedding>[^.]+))?)"
+)
+
+
+class Tensors:
+    """The tensors of an open safetensors file, by the names that they are known by here."""
+
+    def __init__(self, weights: Any, names: Mapping[str, str]) -> None:
+        self._weights = weights
+        self._names = names
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._names.keys()
+
+    def get_slice(self, name: str) -> Any:
+        return self._weights.get_slice(self._names[name])
+
+    def get_tensor(self, name: str) -> Any:
+        return self._weights.get_tensor(self._names[name])
+
+    def without(self, names: Iterable[str]) -> "Tensors":
+        left_out = set(names)
+        kept = {name: there for name, there in self._names.items() if name not in left_out}
+        return Tensors(self._weights, kept)
+
+    @property
+    def are_renamed(self) -> bool:
+        return any(name != there for name, there in self._names.items())
+
+    @property
+    def notes(self) -> Iterator[str]:
+        renamed = [(there, name) for name, there in self._names.items() if name != there]
+        if renamed:
+            there, name = renamed[0]
+            yield (
+                f"{len(renamed):,} tensors are named as a training framework wraps them, and were "
+                f"read by PEFT's names: {shown(there)} as {shown(name)}"
+            )
+
+
+def named_as_peft_does(weights: Any, architecture: Architecture) -> Tensors:
+    """The tensors by PEFT's names. What is not known stays as it is.
+
+    Raises:
+        AdapterRejected: two tensors come to have one name.
+    """
+    names: dict[str, str] = {}
+    adapters: set[str] = set()
+    for there in list(weights.keys()):
+        name, adapter = _plain_name(there, architecture)
+        if name in names:
+            raise AdapterRejected(
+                f"tensors {shown(names[name])} and {shown(there)} are both for {shown(name)}: save "
+                "one adapter at a time, with PEFT's save_pretrained"
+            )
+        names[name] = there
+        if adapter:
+            adapters.add(adapter)
+    if len(adapters) > 1:
+        raise AdapterRejected(
+            f"its tensors are of several adapters ({', '.join(map(shown, sorted(adapters)))}): "
+            "save one at a time, with PEFT's save_pretrained"
+        )
+    return Tensors(weights, names)
+
+
+def module_of(name: str, architecture: Architecture) -> str | None:
+    """The model's module that a wrapped name can only mean."""
+    unwrapped = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    for candidate in (unwrapped, ".".join(p for p in unwrapped.split(".") if p != MODULE)):
+        for prefix in PREFIXES:
+            inner = candidate.rpartition(prefix)[2]
+            if inner in architecture.modules:
+                return inner
+    return None
+
+
+def _plain_name(name: str, architecture: Architecture) -> tuple[str, str | None]:
+    """The name by PEFT's rule, and the adapter that is named in it."""
+    match = HALF.fullmatch(name)
+    module = None if match is None else module_of(match["module"], architecture)
+    if match is None or module is None:
+        return name, None
+    half = (
+        f"lora_{match['linear']}.weight"
+        if match["linear"]
+        else f"lora_embedding_{match['embedding']}"
+    )
+    return f"{PREFIX}{module}.{half}", match["adapter"] or match["adapter_of_embedding"]
