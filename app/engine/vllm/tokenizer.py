@@ -11,7 +11,8 @@ from app.errors import InvalidRequest
 SHORT_TEXT_LENGTH = 4096
 # Pre-tokenizers that leave spaces out, as the `tokenizers` library writes them.
 STEPS_THAT_DROP = ('"Removed"', '"Whitespace', '"BertPreTokenizer"', '"CharDelimiterSplit"')
-PLAIN_TEXT = "Hello, 1 you!"
+# In several scripts: a small vocabulary may have one of them.
+PLAIN_TEXT = "Hello, 1 you, 你好!"
 
 
 class Tokenizer:
@@ -19,6 +20,12 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+
+    @property
+    def makes_tokens(self) -> bool:
+        """Whether it knows anything of a plain text; without its files, a tokenizer does not."""
+        token_ids = self._tokenizer.encode(PLAIN_TEXT, add_special_tokens=False)
+        return any(token_id != self._tokenizer.unk_token_id for token_id in token_ids)
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:

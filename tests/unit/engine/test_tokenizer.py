@@ -34,6 +34,28 @@ def words(token_ids: list[int]) -> str:
     return " ".join(WORDS[token_id] for token_id in token_ids)
 
 
+@pytest.mark.parametrize(
+    ("words", "makes_tokens"), [([], False), (["Hi"], False), (["you,"], True), (["你好!"], True)]
+)
+def test_a_tokenizer_without_a_vocabulary_makes_no_tokens(
+    words: list[str], makes_tokens: bool
+) -> None:
+    rules = Rules(
+        models.WordLevel({word: i for i, word in enumerate([UNKNOWN, *words])}, unk_token=UNKNOWN)
+    )
+    rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rules, **NAMED))
+
+    assert tokenizer.makes_tokens is makes_tokens
+
+
+def test_a_tokenizer_that_drops_what_it_does_not_know_makes_no_tokens() -> None:
+    rules = Rules(models.BPE({}, []))
+
+    assert not Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rules)).makes_tokens
+
+
 def test_special_tokens_are_those_that_a_text_leaves_out() -> None:
     assert made().special_tokens == {"<unk>", "<s>", "</s>", "[gMASK]"}
 
