@@ -93,6 +93,7 @@ class Service:
             self._check_top_k(request.sampling)
             self._check_stop(request.sampling)
             async with self.registry.lease(request.adapter, request.soft_prompt) as adapters:
+                ledger.hold(adapters.names)
                 yield adapters, ledger
 
     async def complete(

@@ -28,7 +28,7 @@ from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_v
 from app.engine.vllm.arguments import parse_engine_arguments
 from app.engine.vllm.device import this_device
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
-from app.engine.vllm.loras import LoRAs, engine_rank
+from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
 from app.engine.vllm.soft_prompts import SoftPrompts
 from app.engine.vllm.threads import run_in_daemon_thread
 from app.engine.vllm.tokenizer import Tokenizer
@@ -111,6 +111,7 @@ class VLLMEngine:
 
         keep_prompts_out_of_completions()
         self._tokenizer = _tokenizer_of(folder, self._llm.model_config)
+        withdraw_metric(self._llm)
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
         self._architecture = describe_architecture(
