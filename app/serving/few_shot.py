@@ -157,8 +157,6 @@ class FewShot:
 
     async def _fit(self, plan: _Plan, adapters: Adapters, index: int) -> FewShotPrompt:
         draft = await asyncio.to_thread(_draft, plan, plan.asked.inputs[index])
-        which = f"the prompt of {_which(index, plan.asked)}"
-        await check_can_fit(self._engine, draft.query, which, "inputs")
 
         def shown(num_shots: int) -> list[int]:
             return as_shown(plan.selection, draft.chosen[:num_shots])
@@ -170,6 +168,9 @@ class FewShot:
         async def tokens(num_shots: int) -> list[int]:
             return await tokenize(self._engine, text(num_shots), plan.style)
 
+        without_shots = exact_text(self._engine, text(0), plan.style)
+        which = f"the prompt of {_which(index, plan.asked)}"
+        await check_can_fit(self._engine, without_shots, which, "inputs")
         num_behind = await self._num_behind(draft, plan.request.sampling.max_new_tokens)
         room = self._engine.info.context_window - adapters.num_virtual_tokens - num_behind
         num_shots, token_ids = await most_shots_that_fit(len(draft.chosen), tokens, room)

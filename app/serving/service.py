@@ -122,8 +122,9 @@ class Service:
         style: PromptStyle,
         adapters: Adapters,
     ) -> Prompt:
-        await check_can_fit(self.engine, text, _which(index, request), "prompt")
-        return prompt_of(index, await tokenize(self.engine, text, style), adapters)
+        exact = exact_text(self.engine, text, style)
+        await check_can_fit(self.engine, exact, _which(index, request), "prompt")
+        return prompt_of(index, await tokenize_exact(self.engine, exact, style), adapters)
 
     def _check_limits(self, request: GenerationRequest) -> None:
         stop, limits = request.sampling.stop, self.limits
@@ -189,10 +190,12 @@ def exact_text(engine: Engine, text: str, style: PromptStyle) -> str:
 
 async def tokenize(engine: Engine, text: str, style: PromptStyle) -> list[int]:
     """The token ids of a text in this style. Raises `InvalidRequest`."""
+    return await tokenize_exact(engine, exact_text(engine, text, style), style)
+
+
+async def tokenize_exact(engine: Engine, exact: str, style: PromptStyle) -> list[int]:
     # A chat template has all special tokens.
-    return await engine.tokenize(
-        exact_text(engine, text, style), add_special_tokens=not style.use_chat_template
-    )
+    return await engine.tokenize(exact, add_special_tokens=not style.use_chat_template)
 
 
 async def check_can_fit(engine: Engine, text: str, which: str, param: str) -> None:

@@ -95,17 +95,23 @@ async def test_the_prompt_at_fault_is_named(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "prompt", "which"),
+    ("path", "body", "which"),
     [
-        ("/generate", "a" * 3000, "the prompt"),
-        ("/generate", ["a", "a" * 3000], "prompt 1"),
-        ("/inspect", "a" * 3000, "the prompt"),
+        ("/generate", {"prompt": "a" * 3000}, "the prompt"),
+        ("/generate", {"prompt": ["a", "a" * 3000]}, "prompt 1"),
+        ("/inspect", {"prompt": "a" * 3000}, "the prompt"),
+        # The fake's chat template is 25 characters.
+        (
+            "/generate",
+            {"prompt": "a", "use_chat_template": True, "system": "a" * 2974},
+            "the prompt",
+        ),
     ],
 )
 async def test_what_cannot_fit_is_refused_before_it_is_tokenized(
-    served: Served, engine: FakeEngine, path: str, prompt: Any, which: str
+    served: Served, engine: FakeEngine, path: str, body: dict[str, Any], which: str
 ) -> None:
-    response = await served.client.post(path, json={"prompt": prompt})
+    response = await served.client.post(path, json=body)
     assert error_of(response) == (422, "context_window_exceeded", "prompt")
     assert response.json()["error"]["message"] == (
         f"{which} has 3,000 tokens or more; the context window is 256: "
