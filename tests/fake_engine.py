@@ -34,6 +34,7 @@ from softserve.schema.generation import FinishReason
 END_OF_SEQUENCE = 256
 END_OF_SEQUENCE_TEXT = "<|end|>"
 VOCABULARY_SIZE = 257
+LONG_TEXT_LENGTH = 1000
 HIDDEN_SIZE = 8
 ARCHITECTURE = Architecture(
     names=frozenset({"echo"}),
@@ -74,6 +75,7 @@ class FakeEngine:
         self.start_failure: Exception | None = None
         self.num_stops = 0
         self.loaded: dict[str, AdapterFiles] = {}
+        self.tokenized: list[str] = []
         self.loads: list[str] = []
         self.unloads: list[str] = []
         self.rejected: dict[str, str] = {}
@@ -148,7 +150,11 @@ class FakeEngine:
         return frozenset({END_OF_SEQUENCE_TEXT})
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self.tokenized.append(text)
         return list(text.encode())
+
+    async def fewest_tokens(self, text: str) -> int:
+        return len(text) if len(text) > LONG_TEXT_LENGTH else 0
 
     def chat_prompt(self, user: str, system: str | None) -> str:
         if not self._has_chat_template:

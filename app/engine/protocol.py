@@ -136,6 +136,9 @@ class Engine(Protocol):
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`, with the model's own special tokens around it."""
 
+    async def fewest_tokens(self, text: str) -> int:
+        """A lower bound of a text's tokens, without making them, which can take long."""
+
     def chat_prompt(self, user: str, system: str | None) -> str:
         """One user message in the model's chat template, which has all special tokens.
 

@@ -49,6 +49,7 @@ def create_app(
     intake = Intake(engine, adapters, settings)
     templates = TemplateRegistry(engine, settings)
     metrics.adapters_live.set_function(lambda: len(adapters.names.live))
+    metrics.adapter_requests.live = lambda: adapters.names.live
     metrics.adapters_loaded.set_function(lambda: adapters.num_loaded)
     service = Service(engine, adapters, admission, metrics, settings)
     warming = Warming(engine, adapters, templates)

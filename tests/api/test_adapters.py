@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 from starlette.types import Message
 
 from app.adapters.validation import digest_of
+from app.engine.generation import GenerationRequest, resolve_sampling
+from app.serving.service import prompt_of
 from tests.adapter_files import (
     Files,
     as_files,
@@ -748,3 +752,58 @@ async def test_while_draining(served: Served, method: str, path: str) -> None:
     await served.lifecycle.drain(0)
     response = await served.client.request(method, path)
     assert error_of(response) == (503, "server_draining", None)
+
+
+# Counted.
+
+
+async def requests_by_adapter(served: Served) -> dict[tuple[str, str], float]:
+    text = (await served.get("/metrics")).text
+    found = re.findall(
+        r'^softserve_adapter_requests\{adapter="(.*)",state="(.*)"\} (.*)$', text, re.MULTILINE
+    )
+    return {(name, state): float(value) for name, state, value in found}
+
+
+async def test_requests_are_counted_by_adapter(served: Served, engine: FakeEngine) -> None:
+    assert await requests_by_adapter(served) == {}
+    await added(served, "task", lora())
+    await added(served, "tone", soft_prompt())
+    idle = {(name, state): 0.0 for name in ("task", "tone") for state in ("waiting", "running")}
+    assert await requests_by_adapter(served) == idle
+
+    engine.hold()
+    asked = [
+        asyncio.create_task(served.generate("a", **fields))
+        for fields in ({}, {"adapter": "task"}, {"adapter": "task", "soft_prompt": "tone"})
+    ]
+    await until(lambda: len(engine.open) == 3)
+    waiting = {("task", "waiting"): 2.0, ("tone", "waiting"): 1.0}
+    assert await requests_by_adapter(served) == idle | waiting
+
+    engine.release()
+    await asyncio.gather(*asked)
+    assert await requests_by_adapter(served) == idle
+
+
+async def test_a_request_with_tokens_counts_as_running(served: Served, engine: FakeEngine) -> None:
+    await added(served, "task", lora())
+    async with served.app.state.service.admit(
+        GenerationRequest("id", 1, resolve_sampling(), adapter="task")
+    ) as (adapters, ledger):
+        prompts = [prompt_of(0, [1, 2], adapters)]
+        request = GenerationRequest("id", 1, resolve_sampling())
+        async with aclosing(served.app.state.service.complete(request, prompts, ledger)) as chunks:
+            await anext(chunks)
+            running = {("task", "waiting"): 0.0, ("task", "running"): 1.0}
+            assert await requests_by_adapter(served) == running
+
+
+async def test_a_removed_adapter_leaves_no_metric(served: Served) -> None:
+    await added(served, "task", lora())
+    await served.generate(adapter="task")
+    assert (await served.generate(adapter="nobody")).status_code == 404
+
+    await served.client.delete("/adapters/task")
+
+    assert await requests_by_adapter(served) == {}

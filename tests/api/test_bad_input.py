@@ -95,6 +95,32 @@ async def test_the_prompt_at_fault_is_named(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "which"),
+    [
+        ("/generate", {"prompt": "a" * 3000}, "the prompt"),
+        ("/generate", {"prompt": ["a", "a" * 3000]}, "prompt 1"),
+        ("/inspect", {"prompt": "a" * 3000}, "the prompt"),
+        # The fake's chat template is 25 characters.
+        (
+            "/generate",
+            {"prompt": "a", "use_chat_template": True, "system": "a" * 2974},
+            "the prompt",
+        ),
+    ],
+)
+async def test_what_cannot_fit_is_refused_before_it_is_tokenized(
+    served: Served, engine: FakeEngine, path: str, body: dict[str, Any], which: str
+) -> None:
+    response = await served.client.post(path, json=body)
+    assert error_of(response) == (422, "context_window_exceeded", "prompt")
+    assert response.json()["error"]["message"] == (
+        f"{which} has 3,000 tokens or more; the context window is 256: "
+        "shorten the prompt by at least 2,744 tokens"
+    )
+    assert [text for text in engine.tokenized if len(text) > 1] == []
+
+
+@pytest.mark.parametrize(
     ("content_type", "said"),
     [
         ("text/plain; charset=utf-8", "as text/plain"),

@@ -183,6 +183,14 @@ async def test_an_input_that_cannot_fit(icl: Icl) -> None:
     assert second.json()["error"]["message"].startswith("inputs 1 with zero shots")
 
 
+async def test_an_input_that_cannot_fit_is_refused_before_it_is_tokenized(icl: Icl) -> None:
+    response = await icl.post("render", inputs={"text": "x" * 3000})
+    assert error_of(response) == (422, "context_window_exceeded", "inputs")
+    message = response.json()["error"]["message"]
+    assert message.startswith("the prompt of inputs has 3,0")
+    assert " tokens or more; the context window is 256: shorten the inputs by at least " in message
+
+
 async def test_controls_of_the_request_come_before_those_of_the_template(icl: Icl) -> None:
     template = TEMPLATE | {"temperature": 0.5, "top_k": 3, "stop": ["#"], "seed": 3}
     sampling = (await icl.generate(template=template))["sampling"]

@@ -387,6 +387,7 @@ def test_metrics_hold_the_servers_and_vllms(client: httpx.Client) -> None:
     assert metric(client, generated) == before[generated] + 12
     assert metric(client, first_tokens) == before[first_tokens] + 1
     assert metric(client, "vllm:generation_tokens_total") >= 12
+    assert "vllm:lora_requests_info" not in client.get("/metrics").text
 
 
 def test_an_engine_argument_reaches_vllm(client: httpx.Client) -> None:

@@ -28,7 +28,7 @@ from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_v
 from app.engine.vllm.arguments import parse_engine_arguments
 from app.engine.vllm.device import this_device
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
-from app.engine.vllm.loras import LoRAs, engine_rank
+from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
 from app.engine.vllm.soft_prompts import SoftPrompts
 from app.engine.vllm.threads import run_in_daemon_thread
 from app.engine.vllm.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ from softserve.schema.controls import CONTROLS, Sampling
 from softserve.schema.generation import FinishReason
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -107,18 +107,15 @@ class VLLMEngine:
             self._llm = _start_async_llm(folder, self._settings)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        from vllm.tokenizers import cached_tokenizer_from_config
-
         from app.engine.vllm.detokenizer import keep_prompts_out_of_completions
 
         keep_prompts_out_of_completions()
-        # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
-        # caller comes before the first is done.
-        self._tokenizer = Tokenizer(cached_tokenizer_from_config(self._llm.model_config))
+        self._tokenizer = _tokenizer_of(folder, self._llm.model_config)
+        withdraw_metric(self._llm)
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
         self._architecture = describe_architecture(
-            base_names(self._name, folder), self._llm.vllm_config, self._settings
+            base_names(self._settings, folder), self._llm.vllm_config, self._settings
         )
         # What is loaded now stays: keep the garbage collector from walking it again and again.
         gc.collect()
@@ -130,6 +127,9 @@ class VLLMEngine:
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return await self._tokenizer.tokenize(text, add_special_tokens=add_special_tokens)
+
+    async def fewest_tokens(self, text: str) -> int:
+        return await self._tokenizer.fewest_tokens(text)
 
     def chat_prompt(self, user: str, system: str | None) -> str:
         return self._tokenizer.chat_prompt(user, system)
@@ -235,12 +235,32 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
         raise ModelNotLoadable(
             f"{folder} is a mixture of experts, which --precision int8 cannot quantize: use bf16"
         )
+    # A folder without one is refused now, not after its weights are loaded.
+    _tokenizer_of(folder, config.model_config)
     try:
         return AsyncLLM.from_vllm_config(config)
     except Exception as error:
         raise ModelNotLoadable(
             f"vLLM could not load {folder}: {_reason(error)} (the engine's own error is above)"
         ) from error
+
+
+def _tokenizer_of(folder: Path, config: "ModelConfig") -> Tokenizer:
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    advice = "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) there"
+    try:
+        # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
+        # caller comes before the first is done.
+        tokenizer = Tokenizer(cached_tokenizer_from_config(config))
+        makes_tokens = tokenizer.makes_tokens
+    except Exception as error:
+        raise ModelNotLoadable(
+            f"the tokenizer of {folder} cannot be used ({_reason(error)}): {advice}"
+        ) from error
+    if not makes_tokens:
+        raise ModelNotLoadable(f"{folder} has no tokenizer that knows any word: {advice}")
+    return tokenizer
 
 
 def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":

@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import Iterable
 from functools import cached_property, partial
+from math import ceil
 from typing import Any
 
 from app.errors import InvalidRequest
 
 SHORT_TEXT_LENGTH = 4096
-PLAIN_TEXT = "Hello, 1 you!"
+# Pre-tokenizers that leave spaces out, as the `tokenizers` library writes them.
+STEPS_THAT_DROP = ('"Removed"', '"Whitespace', '"BertPreTokenizer"', '"CharDelimiterSplit"')
+# In several scripts: a small vocabulary may have one of them.
+PLAIN_TEXT = "Hello, 1 you, 你好!"
 
 
 class Tokenizer:
@@ -16,6 +20,12 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+
+    @property
+    def makes_tokens(self) -> bool:
+        """Whether it knows anything of a plain text; without its files, a tokenizer does not."""
+        token_ids = self._tokenizer.encode(PLAIN_TEXT, add_special_tokens=False)
+        return any(token_id != self._tokenizer.unk_token_id for token_id in token_ids)
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
@@ -42,6 +52,49 @@ class Tokenizer:
         if token_ids[num_in_front : 2 * num_in_front] == self._ids_in_front:
             return token_ids[num_in_front:]
         return token_ids
+
+    async def fewest_tokens(self, text: str) -> int:
+        if len(text) <= SHORT_TEXT_LENGTH:
+            return 0
+        return await asyncio.to_thread(self._fewest_tokens, text)
+
+    def _fewest_tokens(self, text: str) -> int:
+        if self._longest_token is None:
+            return 0
+        normalizer = self._tokenizer.backend_tokenizer.normalizer
+        taken = text if normalizer is None else normalizer.normalize_str(text)
+        return ceil(len(taken) / self._longest_token)
+
+    @cached_property
+    def _longest_token(self) -> int | None:
+        """The most characters that one token can stand for.
+
+        None where that has no limit: where a tokenizer leaves characters out, or takes all unknown
+        ones that follow each other for one token.
+        """
+        from tokenizers import models, pre_tokenizers
+
+        rules = getattr(self._tokenizer, "backend_tokenizer", None)
+        if rules is None or not isinstance(rules.model, models.BPE):
+            return None
+        steps = "".join(
+            step.__getstate__().decode() for step in (rules.normalizer, rules.pre_tokenizer) if step
+        )
+        if rules.model.byte_fallback:
+            bytes_as_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
+        elif '"ByteLevel"' in steps:
+            bytes_as_tokens = set(pre_tokenizers.ByteLevel.alphabet())
+        else:
+            return None
+        vocabulary = rules.get_vocab()
+        added = rules.get_added_tokens_decoder().values()
+        if (
+            not bytes_as_tokens <= vocabulary.keys()
+            or any(step in steps for step in STEPS_THAT_DROP)
+            or any(token.lstrip or token.rstrip for token in added)
+        ):
+            return None
+        return max(map(len, vocabulary))
 
     def chat_prompt(self, user: str, system: str | None) -> str:
         if not getattr(self._tokenizer, "chat_template", None):

@@ -1,9 +1,10 @@
-"""From texts to tokens, with tokenizers that are made here: one word is one token."""
+"""From texts to tokens, with tokenizers that are made here."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Rules
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +17,7 @@ WORDS = [UNKNOWN, "<s>", "</s>", "<tool>", "[gMASK]", "hello", "there"]
 
 
 def made(in_front: str = "", behind: str = "", **fields: Any) -> Tokenizer:
-    """A tokenizer that puts these special tokens around every text."""
+    """Every word is a token; these special ones are put around every text."""
     rules = Rules(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=UNKNOWN))
     rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     around = [*in_front.split(), *behind.split()]
@@ -31,6 +32,28 @@ def made(in_front: str = "", behind: str = "", **fields: Any) -> Tokenizer:
 
 def words(token_ids: list[int]) -> str:
     return " ".join(WORDS[token_id] for token_id in token_ids)
+
+
+@pytest.mark.parametrize(
+    ("words", "makes_tokens"), [([], False), (["Hi"], False), (["you,"], True), (["你好!"], True)]
+)
+def test_a_tokenizer_without_a_vocabulary_makes_no_tokens(
+    words: list[str], makes_tokens: bool
+) -> None:
+    rules = Rules(
+        models.WordLevel({word: i for i, word in enumerate([UNKNOWN, *words])}, unk_token=UNKNOWN)
+    )
+    rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rules, **NAMED))
+
+    assert tokenizer.makes_tokens is makes_tokens
+
+
+def test_a_tokenizer_that_drops_what_it_does_not_know_makes_no_tokens() -> None:
+    rules = Rules(models.BPE({}, []))
+
+    assert not Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rules)).makes_tokens
 
 
 def test_special_tokens_are_those_that_a_text_leaves_out() -> None:
@@ -125,3 +148,44 @@ def test_a_chat_template_that_drops_a_message_is_refused(
         made(chat_template=template).chat_prompt("Hello", system)
     assert raised.value.message == f"the model's chat template {message}"
     assert raised.value.param == param
+
+
+ALPHABET = pre_tokenizers.ByteLevel.alphabet()
+
+
+def bytes_and(
+    *words: str, alphabet: Iterable[str] = ALPHABET, normalizer: Any = None, added: Any = "<|x|>"
+) -> Tokenizer:
+    """Every byte is a token, and each of these words."""
+    rules = Rules(models.BPE({word: i for i, word in enumerate([*alphabet, *words])}, []))
+    rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if normalizer is not None:
+        rules.normalizer = normalizer
+    rules.add_special_tokens([added])
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rules))
+
+
+async def test_a_text_has_as_many_tokens_as_the_longest_of_them_take_at_the_least() -> None:
+    tokenizer = bytes_and("Ġplan", "x" * 100)
+
+    assert await tokenizer.fewest_tokens("a" * 1_000_001) == 10_001
+    assert await tokenizer.fewest_tokens("short") == 0
+
+
+async def test_what_counts_is_the_text_that_the_tokenizer_makes_of_it() -> None:
+    spaces_to_one = normalizers.Replace(Regex(" {2,}"), " ")
+
+    assert await bytes_and("x" * 100).fewest_tokens(" " * 10_000) == 100
+    assert await bytes_and("x" * 100, normalizer=spaces_to_one).fewest_tokens(" " * 10_000) == 1
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        pytest.param(made(), id="unknown words are one token"),
+        pytest.param(bytes_and(alphabet="abc"), id="what is unknown is left out"),
+        pytest.param(bytes_and(added=AddedToken("<x>", lstrip=True)), id="a token takes spaces"),
+    ],
+)
+async def test_a_token_that_can_stand_for_any_number_of_characters(tokenizer: Tokenizer) -> None:
+    assert await tokenizer.fewest_tokens(" " * 10_000) == 0
