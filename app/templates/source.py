@@ -74,6 +74,27 @@ def parse_yaml(text: bytes) -> dict[str, Any]:
     return content
 
 
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """What `_Loader` takes: no aliases. A text of several lines is a block, where that can be."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def yaml_of(template: Template) -> str:
+    """A file with this template, which is of the same version."""
+    fields = template.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
 def _check_events(text: bytes) -> None:
     """Refuse what is not plain before anything is made of it."""
     depth = num_documents = 0
