@@ -11,8 +11,8 @@ import structlog
 from app.adapters.intake import Intake
 from app.adapters.leftovers import is_document, why_no_adapter, why_no_weights
 from app.adapters.location import adapter_folder, has_adapter_files
-from app.adapters.roots import is_below, leads_outside, with_blobs
-from app.adapters.staging import stage_folder
+from app.adapters.roots import is_below, resolved, with_blobs
+from app.adapters.staging import link_leads_outside, stage_folder
 from app.adapters.validation.tensors import is_cut_short
 from app.errors import AdapterError, AdapterRejected
 from app.versions.records import Watched
@@ -61,7 +61,7 @@ class AdapterFolder:
             if signature == acted_upon:
                 return Look(signature)
             if outside := self._link_outside(folder):
-                return Look(signature, refusal=leads_outside(outside).message)
+                return Look(signature, refusal=link_leads_outside(outside))
             return Look(signature, missing=_missing(folder))
         except AdapterRejected as error:
             return _refused(error.message)
@@ -86,7 +86,7 @@ class AdapterFolder:
 
     @asynccontextmanager
     async def read(self, name: str) -> AsyncIterator[Found]:
-        folder = (self.folder / name).resolve()
+        folder = resolved(self.folder / name)
         stage = partial(stage_folder, folder, roots=self._roots)
         async with self._intake.staged(stage) as (staged, version):
 

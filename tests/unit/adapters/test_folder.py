@@ -230,6 +230,10 @@ def _loose_file(path: Path) -> None:
     path.write_bytes(b"content")
 
 
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
 def _link_that_leads_nowhere(path: Path) -> None:
     path.symlink_to("nowhere")
 
@@ -242,6 +246,7 @@ LEFTOVERS: list[tuple[str, Callable[[Path], None], str]] = [
     ("adapter_model.safetensors", _loose_file, "it is a file, and an adapter is a folder: put"),
     ("adapter_model.bin", _loose_file, "adapter_model.bin is a pickle, which can run any code"),
     ("nowhere-at-all", _link_that_leads_nowhere, "it is a link that leads nowhere"),
+    ("loop", _link_to_itself, "it is a link that leads nowhere"),
     ("packed", _folder_with("out.zip"), "its folder holds an archive, 'out.zip': unpack it there"),
     (
         "pickled",
