@@ -151,12 +151,23 @@ def test_wrong_fields(tmp_path: Path, text: str, message: str) -> None:
     assert message in rejected(tmp_path, PLAIN + text, **files)
 
 
-def test_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
+def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
+    """As in a volume of Kubernetes."""
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "..2026" / "a.yaml").write_text(PLAIN + "examples_file: x.jsonl")
+    (tmp_path / "..2026" / "x.jsonl").write_text('{"text": "a", "output": "b"}')
+    for name in ("a.yaml", "x.jsonl"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    assert read_template(tmp_path / "a.yaml").examples == [{"text": "a", "output": "b"}]
+
+
+def test_a_link_outside_or_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(TemplateRejected):
         read_template(tmp_path / "pipe.yaml")
     (tmp_path / "link.yaml").symlink_to("/etc/passwd")
-    with pytest.raises(OSError, match="symbolic"):
+    with pytest.raises(TemplateRejected, match="a link that leads out of its folder"):
         read_template(tmp_path / "link.yaml")
 
 
