@@ -35,6 +35,7 @@ MAX_SHOWN = 200
 HOW_TO_SEND = (
     f"send {' and '.join(ADAPTER_FILES)}, or one .tar.gz, .tgz, .tar or .zip of their folder"
 )
+HOW_TO_PACK = "pack only files and folders, with `tar -h` those that links lead to"
 DAMAGED = "the archive is damaged or cut short: pack and send it again"
 
 
@@ -98,7 +99,7 @@ def _format_of(file: BinaryIO) -> Literal["zip", "gzip", "tar"] | None:
 
 
 def _other_kind(name: str, kind: str) -> AdapterRejected:
-    return AdapterRejected(f"{shown(name)} is {kind}: pack only files and folders")
+    return AdapterRejected(f"{shown(name)} is {kind}: {HOW_TO_PACK}")
 
 
 class _Bounded:

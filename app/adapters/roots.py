@@ -12,15 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from app.errors import AdapterRejected
-
 # The hub's cache keeps files in `blobs`, and beside it `snapshots/COMMIT` with links to them.
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 
 
+class LeadsOutside(Exception):
+    """A link that ends below no permitted folder."""
+
+
+class NotAFile(Exception):
+    """A folder, a named pipe, a device."""
+
+
 def is_below(path: Path, roots: Sequence[Path]) -> bool:
     """Whether a path lies below one of `roots`, with all links resolved. A root does not."""
-    return _root_of(path.resolve(), roots) is not None
+    return _root_of(resolved(path), roots) is not None
+
+
+def resolved(path: Path) -> Path:
+    """With all links resolved, as far as there is something. It never raises: links may loop."""
+    return Path(os.path.realpath(path))
 
 
 def with_blobs(roots: Sequence[Path]) -> tuple[Path, ...]:
@@ -34,37 +45,24 @@ def open_below(file: Path, roots: Sequence[Path]) -> Iterator[BinaryIO]:
     """A regular file below one of `roots`, with all links resolved.
 
     Raises:
-        AdapterRejected: it is not there, lies elsewhere, is not a regular file or not readable.
+        LeadsOutside: it ends elsewhere.
+        NotAFile: it is something else.
+        OSError: it is not there, or cannot be read.
     """
-    try:
-        resolved = Path(os.path.realpath(file, strict=True))
-        root = _root_of(resolved, roots)
-        if root is None:
-            raise leads_outside(file.name)
-        descriptor = _open_from(root, resolved.relative_to(root).parts)
-    except FileNotFoundError as error:
-        raise AdapterRejected(f"{file.name} is missing, or a link that leads nowhere") from error
-    except OSError as error:
-        raise AdapterRejected(f"{file.name} cannot be read: check its permissions") from error
+    end = Path(os.path.realpath(file, strict=True))
+    root = _root_of(end, roots)
+    if root is None:
+        raise LeadsOutside
+    descriptor = _open_from(root, end.relative_to(root).parts)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise AdapterRejected(f"{file.name} is not a regular file: put the file itself there")
+        raise NotAFile
     with os.fdopen(descriptor, "rb") as opened:
         yield opened
 
 
-def leads_outside(name: str) -> AdapterRejected:
-    return AdapterRejected(
-        f"{name} is a link that leads outside: put the file itself there, or link to one below "
-        "--adapter-dir or an --adapter-root"
-    )
-
-
-def _root_of(resolved: Path, roots: Sequence[Path]) -> Path | None:
-    return next(
-        (root for each in roots if (root := each.resolve()) in resolved.parents),
-        None,
-    )
+def _root_of(end: Path, roots: Sequence[Path]) -> Path | None:
+    return next((root for root in map(resolved, roots) if root in end.parents), None)
 
 
 def _open_from(root: Path, parts: Sequence[str]) -> int:

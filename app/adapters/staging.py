@@ -25,7 +25,7 @@ from app.adapters.location import (
     not_read,
     several_adapters,
 )
-from app.adapters.roots import open_below, with_blobs
+from app.adapters.roots import LeadsOutside, NotAFile, open_below, with_blobs
 from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 
@@ -76,11 +76,33 @@ def stage_folder(source: Path, into: Path, max_bytes: int, *, roots: Sequence[Pa
     permitted = with_blobs(roots or (source,))
     for name in names:
         if name in ADAPTER_FILES:
-            with open_below(folder / name, permitted) as file:
-                staging.add(Member(name, chunks_of(file)))
+            staging.add(Member(name, _content(folder / name, permitted)))
         elif is_pickle(name):
             staging.add(Member(name, iter(())))
     staging.finish()
+
+
+def link_leads_outside(name: str) -> str:
+    return (
+        f"{name} is a link that leads outside: put the file itself there, or link to one below "
+        "--adapter-dir or an --adapter-root"
+    )
+
+
+def _content(file: Path, roots: Sequence[Path]) -> Iterator[bytes]:
+    try:
+        with open_below(file, roots) as opened:
+            yield from chunks_of(opened)
+    except LeadsOutside as error:
+        raise AdapterRejected(link_leads_outside(file.name)) from error
+    except NotAFile as error:
+        raise AdapterRejected(
+            f"{file.name} is not a regular file: put the file itself there"
+        ) from error
+    except FileNotFoundError as error:
+        raise AdapterRejected(f"{file.name} is missing, or a link that leads nowhere") from error
+    except OSError as error:
+        raise AdapterRejected(f"{file.name} cannot be read: check its permissions") from error
 
 
 class _Staging:
@@ -194,9 +216,10 @@ def _members(files: list[UploadedFile], max_bytes: int) -> Iterator[Member]:
     names = [path.name for path in paths if path.name in ADAPTER_FILES]
     # A folder in the name of a sent file says nothing (RFC 7578), unless it tells two files apart.
     is_one_folder = len(names) == len(set(names))
+    folders = {path.parent for path in paths if path.name in ADAPTER_FILES and is_one_folder}
     return (
         Member(
-            path.name if is_one_folder and path.name in ADAPTER_FILES else str(path),
+            path.name if path.parent in folders and _is_named_as_wanted(path) else str(path),
             chunks_of(_not_packed(file).file),
         )
         for path, file in zip(paths, files, strict=True)

@@ -4,9 +4,7 @@ YAML here is a tree of plain values: no anchors and aliases, with which a few li
 gigabytes, no tags, which can name Python objects, and no dates, which nobody means.
 """
 
-import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +12,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from app.adapters.roots import LeadsOutside, NotAFile, open_below
 from app.errors import TemplateRejected
 from app.jsonl import NotJson, lines_of, value_of
 from softserve.schema.templates import MAX_EXAMPLES, Example, Template
@@ -74,6 +73,27 @@ def parse_yaml(text: bytes) -> dict[str, Any]:
     if content.get(EXAMPLES_FILE, "") is None:
         del content[EXAMPLES_FILE]
     return content
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """What `_Loader` takes: no aliases. A text of several lines is a block, where that can be."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def yaml_of(template: Template) -> str:
+    """A file with this template, which is of the same version."""
+    fields = template.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def _check_events(text: bytes) -> None:
@@ -192,10 +212,19 @@ def _read_examples(folder: Path, fields: Mapping[str, Any]) -> tuple[str, bytes]
 
 
 def _read(file: Path, max_bytes: int) -> bytes:
-    """A regular file's content; of one that is too large only one byte more than may be."""
-    # Without O_NONBLOCK, opening a named pipe would wait for whoever writes to it.
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise TemplateRejected(f"{file.name} is not a regular file: put the file itself there")
-        return opened.read(max_bytes + 1)
+    """A regular file's content; of one that is too large only one byte more than may be.
+
+    It may be a link to one in the same folder or below, as in a volume of Kubernetes.
+    """
+    try:
+        with open_below(file, [file.parent]) as opened:
+            return opened.read(max_bytes + 1)
+    except LeadsOutside as error:
+        raise TemplateRejected(
+            f"{file.name} cannot be read, as a link that leads out of its folder: put the file "
+            "itself there"
+        ) from error
+    except NotAFile as error:
+        raise TemplateRejected(
+            f"{file.name} is not a regular file: put the file itself there"
+        ) from error

@@ -501,6 +501,37 @@ async def test_a_folder_outside(tmp_path: Path, source: str) -> None:
         assert error_of(response) == (422, "adapter_rejected", "source")
 
 
+async def test_a_snapshot_of_the_hubs_cache(tmp_path: Path) -> None:
+    """Its files are links to blobs: followed below the root, and nowhere else."""
+    blobs = write_lora(tmp_path / "root" / "blobs", ARCHITECTURE.modules)
+    outside = write_lora(tmp_path / "outside", ARCHITECTURE.modules)
+    for folder, target in {"snapshots/0123abcd": blobs, "snapshots/bad": outside}.items():
+        (tmp_path / "root" / folder).mkdir(parents=True)
+        for file in target.iterdir():
+            (tmp_path / "root" / folder / file.name).symlink_to(file)
+    async with serving(adapter_root=(tmp_path / "root",)) as served:
+        answer = await named(served, "my-task", "snapshots/0123abcd")
+        assert answer.json()["live"] == digest_of(blobs)
+        refused = await named(served, "my-task", "snapshots/bad")
+        assert error_of(refused)[:2] == (422, "adapter_rejected")
+        message = refused.json()["error"]["message"]
+        assert message.startswith("adapter_config.json is a link that leads outside")
+
+
+async def test_the_output_folder_of_a_trainer(tmp_path: Path) -> None:
+    for number, folder in enumerate(["checkpoint-500", "checkpoint-1000"]):
+        write_lora(tmp_path / "out" / folder, ARCHITECTURE.modules, seed=number)
+    async with serving(adapter_root=(tmp_path,)) as served:
+        refused = await named(served, "my-task", "out")
+        assert refused.json()["error"]["message"] == (
+            "adapter files lie in 'checkpoint-1000' and in 'checkpoint-500': give the folder of "
+            "one adapter"
+        )
+        write_lora(tmp_path / "out", ARCHITECTURE.modules, seed=2)
+        answer = await named(served, "my-task", "out")
+        assert answer.json()["live"] == digest_of(tmp_path / "out")
+
+
 async def test_a_revision_of_a_folder(tmp_path: Path) -> None:
     write_lora(tmp_path / "trained", ARCHITECTURE.modules)
     async with serving(adapter_root=(tmp_path,)) as served:

@@ -104,6 +104,16 @@ def test_templates_are_listed_shown_added_rolled_back_and_removed(url: str, tmp_
     assert (gone.exit_code, "no template is called 'new'" in gone.stderr) == (1, True)
 
 
+def test_what_is_shown_as_yaml_can_be_added(url: str, tmp_path: Path) -> None:
+    shown = json.loads(run(url, "template", "show", "mood").stdout)
+    file = tmp_path / "copy.yaml"
+    file.write_text(run(url, "template", "show", "mood", "--yaml").stdout)
+    assert run(url, "template", "add", "copy", file).exit_code == 0
+    copy = json.loads(run(url, "template", "show", "copy").stdout)
+    assert (copy["live"], copy["template"]) == (shown["live"], shown["template"])
+    assert run(url, "template", "remove", "copy").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.errors import TemplateRejected
-from app.templates.source import MAX_TEMPLATE_BYTES, parse_jsonl, parse_yaml, read_template
+from app.templates.source import MAX_TEMPLATE_BYTES, parse_jsonl, parse_yaml, read_template, yaml_of
 from softserve.schema.templates import Template
 
 PLAIN = """
@@ -47,6 +49,42 @@ def test_a_version_is_the_content_however_it_is_written(tmp_path: Path) -> None:
     assert isinstance(beside, Template)
     assert isinstance(other, Template)
     assert inline.digest == beside.digest != other.digest
+
+
+SOME = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\t\n\r"), max_size=9
+)
+TRICKY = st.sampled_from(
+    ["yes", "null", "1e3", "2024-01-01", "~", "|", " a\n", "\n a", "a: b", "#", "&a"]
+)
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=100)
+@given(
+    instruction=SOME | TRICKY,
+    separator=SOME,
+    examples=st.lists(
+        st.fixed_dictionaries({"text": TRICKY | st.lists(SOME, max_size=2), "output": SOME}),
+        max_size=2,
+    ),
+)
+def test_a_template_as_yaml_is_the_same_version(
+    instruction: str, separator: str, examples: list[dict[str, Any]]
+) -> None:
+    fields = parse_yaml(PLAIN.encode()) | {"instruction": instruction, "separator": separator}
+    template = Template.model_validate(fields | {"examples": examples * 2})
+    again = Template.model_validate(parse_yaml(yaml_of(template).encode()))
+    assert again == template
+    assert again.digest == template.digest
+
+
+def test_a_template_as_yaml_can_be_read() -> None:
+    fields = parse_yaml(PLAIN.encode()) | {"instruction": "One.\nTwo: 2.\n", "labels": ["yes"]}
+    assert yaml_of(Template.model_validate(fields)) == (
+        "instruction: |\n  One.\n  Two: 2.\ninput_variables:\n- text\n"
+        "example_format: '{{ text }}: {{ output }}'\nquery_format: '{{ text }}:'\n"
+        "labels:\n- 'yes'\n"
+    )
 
 
 def _laughs() -> str:
@@ -115,12 +153,23 @@ def test_wrong_fields(tmp_path: Path, text: str, message: str) -> None:
     assert message in rejected(tmp_path, PLAIN + text, **files)
 
 
-def test_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
+def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
+    """As in a volume of Kubernetes."""
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "..2026" / "a.yaml").write_text(PLAIN + "examples_file: x.jsonl")
+    (tmp_path / "..2026" / "x.jsonl").write_text('{"text": "a", "output": "b"}')
+    for name in ("a.yaml", "x.jsonl"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    assert read_template(tmp_path / "a.yaml").examples == [{"text": "a", "output": "b"}]
+
+
+def test_a_link_outside_or_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(TemplateRejected):
         read_template(tmp_path / "pipe.yaml")
     (tmp_path / "link.yaml").symlink_to("/etc/passwd")
-    with pytest.raises(OSError, match="symbolic"):
+    with pytest.raises(TemplateRejected, match="a link that leads out of its folder"):
         read_template(tmp_path / "link.yaml")
 
 
