@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from app.adapters.validation.base_copies import notes_on_copies, without_base_copies
-from app.adapters.validation.config import LoRAConfig, check_base_model, read_config
+from app.adapters.validation.base_model import check_base_model
+from app.adapters.validation.config import LoRAConfig, read_config
 from app.adapters.validation.lora import check_lora, last_names
 from app.adapters.validation.names import named_as_peft_does
 from app.adapters.validation.served import write_config, write_weights
@@ -41,8 +42,8 @@ def validate(
     # Of the files as they were sent: what is served is made from them.
     digest = digest_of(folder)
     config = read_config(folder / CONFIG_FILE)
-    if not force:
-        check_base_model(config, architecture.names)
+    declared = config.base_model_name_or_path
+    base_notes = () if force else tuple(check_base_model(declared, architecture.names))
     with open_weights(folder / WEIGHTS_FILE) as weights:
         named = named_as_peft_does(weights, architecture)
         tensors, copies = without_base_copies(named, architecture)
@@ -65,8 +66,8 @@ def validate(
     return AdapterVersion(
         digest=digest,
         size_bytes=sum((folder / name).stat().st_size for name in ADAPTER_FILES),
-        base_model=config.base_model_name_or_path,
-        notes=(*tensors.notes, *notes_on_copies(copies), *notes),
+        base_model=declared,
+        notes=(*base_notes, *tensors.notes, *notes_on_copies(copies), *notes),
         **facts,
     )
 

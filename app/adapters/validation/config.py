@@ -5,8 +5,6 @@ PEFT writes many more, which are ignored.
 
 import json
 import math
-import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -33,8 +31,11 @@ T = TypeVar("T")
 MAX_NESTING = 100
 TOO_DEEP = f"nested more than {MAX_NESTING} deep"
 MAX_NAME_LENGTH = 1000
-# The inits that leave the base model's weights as they are.
-INIT_LORA_WEIGHTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# By PEFT's code (its tuners/lora/layer.py): what each does to the base model's own weights, when a
+# LoRA is made or when its training starts.
+INITS_BESIDE_THE_BASE = ("gaussian", "eva", "orthogonal", "mica")
+INITS_THAT_PEFT_CONVERTS = ("pissa", "olora", "corda", "lora_ga")
+INITS_THAT_PEFT_DOES_NOT_CONVERT = ("loftq",)
 
 
 def wrong_field(field: str | None, found: object, expected: str) -> AdapterRejected:
@@ -65,13 +66,25 @@ def _check_name(name: str | None) -> str | None:
 
 
 def _check_init(init: bool | str | None) -> bool | str | None:
-    if isinstance(init, str) and init.lower() not in INIT_LORA_WEIGHTS:
+    """What PEFT converts on saving has init_lora_weights true from then on."""
+    if not isinstance(init, str) or init.lower() in INITS_BESIDE_THE_BASE:
+        return init
+    what = f"{CONFIG_FILE} has init_lora_weights {shown(init)}, which"
+    if init.lower().startswith(INITS_THAT_PEFT_CONVERTS):
         raise AdapterRejected(
-            f"{CONFIG_FILE} has init_lora_weights {shown(init)}, which changes the base model's "
-            "weights: save the adapter with path_initial_model_for_weight_conversion, or train "
-            "with init_lora_weights=True"
+            f"{what} changes the base model's weights in training: save the adapter once before "
+            "training, and afterwards with path_initial_model_for_weight_conversion=THAT FOLDER, "
+            "or train with init_lora_weights=True"
         )
-    return init
+    if init.lower() in INITS_THAT_PEFT_DOES_NOT_CONVERT:
+        raise AdapterRejected(
+            f"{what} changes the base model's weights, and PEFT cannot convert it: train with "
+            "init_lora_weights=True"
+        )
+    raise AdapterRejected(
+        f"{what} this server does not know, so that it may change the base model's weights: train "
+        "with init_lora_weights=True"
+    )
 
 
 PositiveInteger = Annotated[int, Field(gt=0), _expected("a positive integer")]
@@ -182,23 +195,6 @@ def read_config(file: Path) -> LoRAConfig | SoftPromptConfig:
             "has no place for: train with PROMPT_TUNING, P_TUNING or LORA instead"
         )
     raise wrong_field("peft_type", peft_type, "LORA, PROMPT_TUNING or P_TUNING")
-
-
-def check_base_model(config: AdapterConfig, names: Collection[str]) -> None:
-    """`names` are the base model's; an adapter that declares none is taken. Raises AdapterRejected.
-
-    Of a path, the last part counts, whatever the case of its letters.
-    """
-    declared = config.base_model_name_or_path
-    if declared is None:
-        return
-    last_part = re.split(r"[/\\]", declared.rstrip("/\\"))[-1]
-    if last_part.lower() not in {name.lower() for name in names}:
-        raise AdapterRejected(
-            f"the adapter was trained on {shown(declared)} and this server runs "
-            f"{' or '.join(sorted(names))}: send it to a server of its base model, or "
-            "with force=true if the two are the same"
-        )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -175,6 +175,8 @@ def test_a_missing_file(tmp_path: Path) -> None:
         {"init_lora_weights": False},
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": "eva"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "mica"},
         {"modules_to_save": []},
         {"loftq_config": {}, "megatron_core": "megatron.core", "use_bdlora": None},
         {"a_field_of_a_later_peft": {"a": [1, 2]}},
@@ -378,26 +380,105 @@ def test_the_rank_is_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "declared", [None, "", "tiny", "TINY", "a/tiny", "/models/tiny/", "C:\\models\\Tiny-Llama"]
+    ("served", "declared"),
+    [
+        *(("tiny", declared) for declared in (None, "", "tiny", "TINY", "a/tiny", "/models/tiny/")),
+        ("Tiny-Llama", "C:\\models\\Tiny-Llama"),
+        ("Tiny-Llama", "tiny_llama"),
+        ("someone/Tiny-Llama", "unsloth/tiny-llama-unsloth-bnb-4bit"),
+        ("Tiny-1.1B-Chat-v0.1", "TheBloke/Tiny-1.1B-Chat-v0.1-GPTQ"),
+        ("Tiny-1B", "x/Tiny-1B-GPTQ-Int4"),
+        ("Tiny-1B", "x/Tiny-1B-FP8-dynamic"),
+        ("Tiny-1B", "x/Tiny-1B-quantized.w8a8"),
+        ("Tiny-1B", "/m/Tiny-1B.Q4_K_M.gguf"),
+        ("Tiny-1B", "mlx-community/Tiny-1B-4bit"),
+        ("Tiny-1B-W8A8", "x/Tiny-1B-AWQ"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"),
+        ("Tiny-1B", "/root/.cache/huggingface/hub/models--x--Tiny-1B/snapshots/0123456789abcdef"),
+    ],
 )
-def test_its_own_base_model(declared: str | None, tmp_path: Path) -> None:
-    assert _validate(write_lora(tmp_path, MODULES, base_model=declared)).base_model == (
-        declared or None
-    )
+def test_its_own_base_model(served: str, declared: str | None, tmp_path: Path) -> None:
+    architecture = replace(ARCHITECTURE, names=frozenset({served}))
+    version = validate(write_lora(tmp_path, MODULES, base_model=declared), architecture, LIMITS)
+    assert (version.base_model, version.notes) == (declared or None, ())
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        *("/workspace/model", "./base_model/", "/data/my-llama", "model", "outputs/checkpoint-50"),
+        *("/m/Tiny-1B/main", "D:\\merged", "~/best", "/kaggle/input/tiny/transformers/1"),
+    ],
+)
+def test_a_folder_that_says_nothing(declared: str, tmp_path: Path) -> None:
+    architecture = replace(ARCHITECTURE, names=frozenset({"Tiny-1B"}))
+    version = validate(write_lora(tmp_path, MODULES, base_model=declared), architecture, LIMITS)
+    assert version.base_model == declared
+    assert "does not say which model it is" in version.notes[0]
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        *("someone/Tiny-2-1B", "gpt2", "Tiny-1B-Instruct", "/m/Tiny-7B", "/m/Tiny-1B/Tiny-7B"),
+        *("unsloth/Tiny-1-1B-bnb-4bit", "/hub/models--x--Tiny-2/snapshots/0123456789ab", "4bit"),
+    ],
+)
+def test_other_base_models(declared: str, tmp_path: Path) -> None:
+    architecture = replace(ARCHITECTURE, names=frozenset({"Tiny-1B"}))
+    with pytest.raises(AdapterRejected, match="was trained on"):
+        validate(write_lora(tmp_path, MODULES, base_model=declared), architecture, LIMITS)
 
 
 def test_another_base_model(tmp_path: Path) -> None:
+    """Its advice can be followed, also in the watched folder."""
     folder = write_lora(tmp_path, MODULES, base_model="someone/tiny-2")
     with pytest.raises(AdapterRejected) as raised:
         _validate(folder)
     assert raised.value.message == (
         "the adapter was trained on 'someone/tiny-2' and this server runs Tiny-Llama or tiny: send "
-        "it to a server of its base model, or with force=true if the two are the same"
+        "it to a server of its base model; if the two are the same, upload it with force=true, or "
+        "write 'Tiny-Llama' for base_model_name_or_path in its adapter_config.json"
     )
+    assert _validate(_edit(folder, base_model_name_or_path="Tiny-Llama")).notes == ()
+    write_lora(tmp_path, MODULES, base_model="someone/tiny-2")
     assert _validate(folder, force=True).base_model == "someone/tiny-2"
     write_lora(tmp_path, MODULES, base_model="someone/tiny-2", use_dora=True)
     with pytest.raises(AdapterRejected, match="sets use_dora"):
         _validate(folder, force=True)
+
+
+@pytest.mark.parametrize(
+    ("init", "advice"),
+    [
+        ("pissa", "path_initial_model_for_weight_conversion"),
+        ("pissa_niter_16", "path_initial_model_for_weight_conversion"),
+        ("olora", "path_initial_model_for_weight_conversion"),
+        ("corda", "path_initial_model_for_weight_conversion"),
+        ("lora_ga", "path_initial_model_for_weight_conversion"),
+        ("loftq", "PEFT cannot convert it: train with"),
+        ("of_a_later_peft", "this server does not know"),
+    ],
+)
+def test_inits_that_change_the_base_model(init: str, advice: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterRejected, match=advice):
+        _validate(write_lora(tmp_path, MODULES, init_lora_weights=init))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_advice_to_convert_can_be_followed(init: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=init)
+    model = get_peft_model(AutoModelForCausalLM.from_config(_llama()), lora)
+    before, converted = tmp_path / "before", tmp_path / "converted"
+    model.save_pretrained(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the base model is changed meanwhile
+        model.save_pretrained(converted, path_initial_model_for_weight_conversion=str(before))
+    architecture = Architecture(frozenset({"tiny"}), HIDDEN_SIZE, modules_of(_llama()))
+    assert validate(converted, architecture, LIMITS).rank == 16
 
 
 def test_a_model_without_soft_prompts(tmp_path: Path) -> None:
