@@ -346,6 +346,10 @@ def _renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> dict[str, 
         ("base_model.model.", "_fsdp_wrapped_module._orig_mod.module.base_model.model."),
         (".layers.0.", ".layers.0._checkpoint_wrapped_module."),
         (".weight", ".default.weight"),
+        # Trained on the text model alone, or as a part of a multimodal one.
+        ("base_model.model.model.layers", "base_model.model.layers"),
+        ("base_model.model.model.", "base_model.model.language_model.model."),
+        ("base_model.model.model.", "base_model.model.model.language_model."),
     ],
 )
 def test_names_with_wrappers(old: str, new: str, tmp_path: Path) -> None:
