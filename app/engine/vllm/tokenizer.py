@@ -25,7 +25,8 @@ class Tokenizer:
     def makes_tokens(self) -> bool:
         """Whether it knows anything of a plain text; without its files, a tokenizer does not."""
         token_ids = self._tokenizer.encode(PLAIN_TEXT, add_special_tokens=False)
-        return any(token_id != self._tokenizer.unk_token_id for token_id in token_ids)
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
+        return any(token_id != unknown for token_id in token_ids)
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
