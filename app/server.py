@@ -11,6 +11,7 @@ import uvicorn
 from app.engine.vllm.engine import VLLMEngine
 from app.errors import SoftserveError, StartError
 from app.http.application import create_app
+from app.http.protocol import MAX_HEADER_BYTES, Protocol
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,10 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._app,
+                http=Protocol,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                ws="none",
+                timeout_keep_alive=settings.keep_alive_timeout_seconds,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=CLOSE_TIMEOUT_SECONDS,

@@ -93,6 +93,11 @@ class Settings(Limits, BaseSettings):
         default_factory=lambda: user_cache_path("softserve"),
         description="Where the default model is kept.",
     )
+    keep_alive_timeout_seconds: PositiveInt = Field(
+        75,
+        description="How long a connection may be idle before it is closed; more than a proxy in "
+        "front keeps its own.",
+    )
     drain_timeout_seconds: float = Field(
         30.0, ge=0, description="How long running requests may finish after SIGTERM."
     )

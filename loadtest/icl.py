@@ -10,6 +10,7 @@ import json
 import signal
 import statistics
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,12 +106,20 @@ def _ask(client: httpx.Client, dialogue: str) -> Asked:
     usage: dict[str, Any] = {}
     started, ttft = time.perf_counter(), None
     with client.stream("POST", "/icl/generate", json=body) as response:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
+        for line in _lines(response.iter_bytes()):
+            if line.startswith(b"data: {"):
                 ttft = ttft or time.perf_counter() - started
-                usage = json.loads(line.removeprefix("data: ")).get("usage", usage)
+                usage = json.loads(line.removeprefix(b"data: ")).get("usage", usage)
     assert ttft is not None, "no answer"
     return Asked(ttft, usage["prompt_tokens"], usage["cached_tokens"])
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """As they come. httpx's `iter_lines` would end one at a U+2028 in a completion."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
 
 
 def _figures(pairs: list[tuple[Asked, Asked]]) -> list[str]:

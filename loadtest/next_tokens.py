@@ -22,6 +22,7 @@ from app.engine.model.find import find_model
 from app.engine.vllm.device import this_device
 from app.engine.vllm.engine import engine_arguments
 from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
+from app.jsonl import lines_of, value_of
 from app.settings import Settings
 
 NUM_TOKENS = 20_480
@@ -69,7 +70,7 @@ def tokens_of(data: Path, folder: Path, num_tokens: int) -> list[int]:
     """
     from transformers import AutoTokenizer
 
-    rows = map(json.loads, data.read_text(encoding="utf-8").splitlines())
+    rows = (value_of(line) for _, line in lines_of(data.read_bytes()))
     text = "\n\n".join("\n".join(str(part) for part in row.values()) for row in rows)
     token_ids: list[int] = AutoTokenizer.from_pretrained(folder).encode(text, verbose=False)
     if len(token_ids) < num_tokens:

@@ -32,7 +32,9 @@ from softserve.schema.controls import Sampling
 from softserve.schema.generation import FinishReason
 
 END_OF_SEQUENCE = 256
+END_OF_SEQUENCE_TEXT = "<|end|>"
 VOCABULARY_SIZE = 257
+LONG_TEXT_LENGTH = 1000
 HIDDEN_SIZE = 8
 ARCHITECTURE = Architecture(
     names=frozenset({"echo"}),
@@ -73,6 +75,7 @@ class FakeEngine:
         self.start_failure: Exception | None = None
         self.num_stops = 0
         self.loaded: dict[str, AdapterFiles] = {}
+        self.tokenized: list[str] = []
         self.loads: list[str] = []
         self.unloads: list[str] = []
         self.rejected: dict[str, str] = {}
@@ -144,10 +147,14 @@ class FakeEngine:
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        return frozenset({"<|end|>"})
+        return frozenset({END_OF_SEQUENCE_TEXT})
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self.tokenized.append(text)
         return list(text.encode())
+
+    async def fewest_tokens(self, text: str) -> int:
+        return len(text) if len(text) > LONG_TEXT_LENGTH else 0
 
     def chat_prompt(self, user: str, system: str | None) -> str:
         if not self._has_chat_template:
@@ -257,7 +264,8 @@ class Completion:
     @property
     def _may_end(self) -> bool:
         sampling = self._decoding.sampling
-        return not sampling.ignore_eos and self._num_tokens >= sampling.min_new_tokens
+        stops_there = not sampling.ignore_eos or END_OF_SEQUENCE_TEXT in sampling.stop
+        return stops_there and self._num_tokens >= sampling.min_new_tokens
 
     def _expected(self) -> int:
         if self._num_tokens >= len(self._echo) and self._may_end:

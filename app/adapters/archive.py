@@ -35,6 +35,7 @@ MAX_SHOWN = 200
 HOW_TO_SEND = (
     f"send {' and '.join(ADAPTER_FILES)}, or one .tar.gz, .tgz, .tar or .zip of their folder"
 )
+HOW_TO_PACK = "pack only files and folders, with `tar -h` those that links lead to"
 DAMAGED = "the archive is damaged or cut short: pack and send it again"
 
 
@@ -59,20 +60,19 @@ def archive_members(name: str, file: BinaryIO, max_bytes: int) -> Iterator[Membe
     """
     match _format_of(file):
         case "zip":
-            members = _zip_members(file)
+            return _zip_members(file)
         case "gzip":
-            members = _tar_members(_Bounded(gzip.GzipFile(fileobj=file, mode="rb"), max_bytes))
+            return _tar_members(_Bounded(gzip.GzipFile(fileobj=file, mode="rb"), max_bytes))
         case "tar":
-            members = _tar_members(_Bounded(file, max_bytes))
+            return _tar_members(_Bounded(file, max_bytes))
         case None:
             raise AdapterRejected(
                 f"{shown(name)} is not an archive that can be read: {HOW_TO_SEND}"
             )
-    return map(_refuse_packed_again, members)
 
 
-def looks_packed(name: str, file: BinaryIO) -> bool:
-    return name.lower().endswith(SUFFIXES) or _format_of(file) is not None
+def is_archive_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def chunks_of(file: _Stream) -> Iterator[bytes]:
@@ -98,16 +98,8 @@ def _format_of(file: BinaryIO) -> Literal["zip", "gzip", "tar"] | None:
     return "tar" if start[257:262] == b"ustar" else None
 
 
-def _refuse_packed_again(member: Member) -> Member:
-    if member.name.lower().endswith(SUFFIXES):
-        raise AdapterRejected(
-            f"{shown(member.name)} is an archive in an archive: pack the files themselves"
-        )
-    return member
-
-
 def _other_kind(name: str, kind: str) -> AdapterRejected:
-    return AdapterRejected(f"{shown(name)} is {kind}: pack only files and folders")
+    return AdapterRejected(f"{shown(name)} is {kind}: {HOW_TO_PACK}")
 
 
 class _Bounded:

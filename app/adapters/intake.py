@@ -1,6 +1,6 @@
 """Taking adapters in: from an upload, a folder or the hub to a checked version in staging."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -44,11 +44,21 @@ class Intake:
             return await self.registry.publish(name, folder, version, FROM_UPLOAD)
 
     async def add_folder(
-        self, name: str, folder: Path, source: str, *, force: bool = False
+        self,
+        name: str,
+        folder: Path,
+        source: str,
+        *,
+        roots: Sequence[Path] = (),
+        force: bool = False,
     ) -> Record:
-        """Check a folder and make its files the live version. Raises as `add_upload` does."""
+        """Check a folder and make its files the live version. Raises as `add_upload` does.
+
+        Links in it may lead below one of `roots`.
+        """
         self.registry.names.check(name)
-        async with self.staged(partial(stage_folder, folder), force=force) as (staged, version):
+        stage = partial(stage_folder, folder, roots=roots)
+        async with self.staged(stage, force=force) as (staged, version):
             return await self.registry.publish(name, staged, version, source)
 
     async def add_source(
@@ -59,7 +69,7 @@ class Intake:
         roots = (self._settings.adapter_dir, *self._settings.adapter_root)
         found = await self._in_thread(resolve_source, source, revision, roots)
         if isinstance(found, LocalFolder):
-            return await self.add_folder(name, found.folder, source, force=force)
+            return await self.add_folder(name, found.folder, source, roots=roots, force=force)
         async with self.registry.names.staging() as folder:
             fetched = await self._in_thread(fetch_hub, found, folder, self._max_bytes)
             return await self.add_folder(name, folder, fetched, force=force)

@@ -55,6 +55,10 @@ class Adapters:
     soft_prompt: ResolvedAdapter | None = None
 
     @property
+    def names(self) -> list[str]:
+        return [each.name for each in (self.lora, self.soft_prompt) if each is not None]
+
+    @property
     def lora_digest(self) -> str | None:
         return None if self.lora is None else self.lora.version.digest
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.adapters.location import PEFT_PICKLE, not_read
+from app.adapters.roots import is_below
 from app.errors import AdapterRejected, AdapterTooLarge, InvalidRequest
 from softserve.schema.adapters import ADAPTER_FILES
 
@@ -63,12 +65,6 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def is_below(folder: Path, roots: Sequence[Path]) -> bool:
-    """Whether a folder lies below one of `roots`, with all links resolved. A root does not."""
-    resolved = folder.resolve()
-    return any(root.resolve() in resolved.parents for root in roots)
-
-
 def fetch_hub(repository: HubRepository, into: Path, max_bytes: int) -> str:
     """Download an adapter's two files; the source with the commit that they are of.
 
@@ -121,10 +117,8 @@ def fetch_hub(repository: HubRepository, into: Path, max_bytes: int) -> str:
 
 def _check_sizes(repo_id: str, sizes: dict[str, int], max_bytes: int) -> None:
     if missing := [name for name in ADAPTER_FILES if name not in sizes]:
-        raise _rejected(
-            f"the hub's {repo_id} has no {' and no '.join(missing)}: it is not a PEFT adapter "
-            "in safetensors"
-        )
+        why = not_read(PEFT_PICKLE) if PEFT_PICKLE in sizes else "it is not a PEFT adapter"
+        raise _rejected(f"the hub's {repo_id} has no {' and no '.join(missing)}: {why}")
     size = sum(sizes[name] for name in ADAPTER_FILES)
     if size > max_bytes:
         raise AdapterTooLarge(

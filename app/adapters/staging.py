@@ -3,11 +3,8 @@
 What is sent is not trusted: the two files are written under names of our own, up to a limit.
 """
 
-import errno
-import os
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -18,14 +15,21 @@ from app.adapters.archive import (
     Member,
     archive_members,
     chunks_of,
-    looks_packed,
+    is_archive_name,
     shown,
 )
+from app.adapters.location import (
+    PEFT_PICKLE,
+    adapter_folder,
+    is_pickle,
+    not_read,
+    several_adapters,
+)
+from app.adapters.roots import LeadsOutside, NotAFile, open_below, with_blobs
 from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 
 MAX_MEMBERS = 1000
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,40 +56,68 @@ def stage_files(files: Iterable[UploadedFile], into: Path, max_bytes: int) -> No
     staging.finish()
 
 
-def stage_folder(source: Path, into: Path, max_bytes: int) -> None:
+def stage_folder(source: Path, into: Path, max_bytes: int, *, roots: Sequence[Path] = ()) -> None:
     """Copy the two files of a folder, whose path the caller has resolved, to the folder `into`.
 
+    They may be links that lead below one of `roots`; without any, below the folder.
+
     Raises:
-        AdapterRejected: they are missing, empty, unreadable or not regular files.
+        AdapterRejected: they are missing, empty, unreadable, not regular files, or lie elsewhere.
         AdapterTooLarge: the weights are above `max_bytes`, or the configuration above 1 MiB.
     """
     staging = _Staging(into, max_bytes)
     try:
-        folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if source.is_symlink():
+            raise NotADirectoryError
+        folder = adapter_folder(source)
+        names = sorted(file.name for file in folder.iterdir())
     except OSError as error:
         raise AdapterRejected("there is no such folder, or the server may not read it") from error
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries)
-        for name in names:
-            if name in ADAPTER_FILES or _is_pickle(name):
-                staging.add(Member(name, _regular_file(folder, name)))
-    finally:
-        os.close(folder)
+    permitted = with_blobs(roots or (source,))
+    for name in names:
+        if name in ADAPTER_FILES:
+            staging.add(Member(name, _content(folder / name, permitted)))
+        elif is_pickle(name):
+            staging.add(Member(name, iter(())))
     staging.finish()
 
 
+def link_leads_outside(name: str) -> str:
+    return (
+        f"{name} is a link that leads outside: put the file itself there, or link to one below "
+        "--adapter-dir or an --adapter-root"
+    )
+
+
+def _content(file: Path, roots: Sequence[Path]) -> Iterator[bytes]:
+    try:
+        with open_below(file, roots) as opened:
+            yield from chunks_of(opened)
+    except LeadsOutside as error:
+        raise AdapterRejected(link_leads_outside(file.name)) from error
+    except NotAFile as error:
+        raise AdapterRejected(
+            f"{file.name} is not a regular file: put the file itself there"
+        ) from error
+    except FileNotFoundError as error:
+        raise AdapterRejected(f"{file.name} is missing, or a link that leads nowhere") from error
+    except OSError as error:
+        raise AdapterRejected(f"{file.name} cannot be read: check its permissions") from error
+
+
 class _Staging:
-    """Takes members in any order, and writes the two that it wants."""
+    """Takes members in any order, and writes the two of the folder that is furthest up."""
 
     def __init__(self, into: Path, max_bytes: int) -> None:
         self._into = into
         self._max_bytes = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: max_bytes}
         self._num_members = 0
         self._seen: set[PurePosixPath] = set()
-        self._staged: set[str] = set()
-        self._folder: PurePosixPath | None = None
-        self._pickle: str | None = None
+        # The first is the one whose files are written; the others lie as far up as it does.
+        self._folders: list[PurePosixPath] = []
+        self._below: set[PurePosixPath] = set()
+        self._pickles: dict[PurePosixPath, str] = {}
+        self._archive: str | None = None
 
     def add(self, member: Member) -> None:
         self._num_members += 1
@@ -97,35 +129,50 @@ class _Staging:
         if path in self._seen:
             raise AdapterRejected(f"{shown(member.name)} is there twice: send one of the two")
         self._seen.add(path)
-        if _is_pickle(path.name):
-            self._pickle = path.name
-        elif path.name in ADAPTER_FILES:
-            self._claim_folder(path)
+        if is_pickle(path.name):
+            self._pickles[path.parent] = _likelier(path.name, self._pickles.get(path.parent))
+        elif is_archive_name(path.name):
+            self._archive = member.name
+        elif path.name in ADAPTER_FILES and self._is_wanted(path.parent):
             self._write(path.name, member.chunks)
 
     def finish(self) -> None:
-        missing = [file for file in ADAPTER_FILES if file not in self._staged]
-        if WEIGHTS_FILE in missing and self._pickle is not None:
-            raise AdapterRejected(
-                f"{shown(self._pickle)} was not read, because a pickle can run any code: save the "
-                f"adapter with safe_serialization=True and send {WEIGHTS_FILE}"
-            )
+        if len(self._folders) > 1:
+            raise several_adapters(map(str, self._folders))
+        missing = [file for file in ADAPTER_FILES if not (self._into / file).exists()]
         if missing:
-            are = "is" if len(missing) == 1 else "are"
-            raise AdapterRejected(f"{' and '.join(missing)} {are} missing: {HOW_TO_SEND}")
+            raise self._incomplete(missing)
+        for file in ADAPTER_FILES:
+            if (self._into / file).stat().st_size == 0:
+                raise AdapterRejected(f"{file} is empty: send it again")
 
-    def _claim_folder(self, path: PurePosixPath) -> None:
-        """The two files lie in one folder, which is the top one or right below it."""
-        if len(path.parts) > 2:
-            raise AdapterRejected(
-                f"{shown(str(path))} lies too deep: pack the folder of {path.name} itself"
+    def _is_wanted(self, folder: PurePosixPath) -> bool:
+        """Whether the files of a folder are those to write, as far as is known."""
+        depth = len(folder.parts)
+        if not self._folders or depth < len(self._folders[0].parts):
+            for file in ADAPTER_FILES:
+                (self._into / file).unlink(missing_ok=True)
+            self._below.update(self._folders)
+            self._folders = [folder]
+        elif depth > len(self._folders[0].parts):
+            self._below.add(folder)
+        elif folder not in self._folders:
+            self._folders.append(folder)
+        return folder == self._folders[0]
+
+    def _incomplete(self, missing: list[str]) -> AdapterRejected:
+        where = self._folders[0] if self._folders else next(iter(self._pickles), None)
+        pickle = None if where is None else self._pickles.get(where)
+        if WEIGHTS_FILE in missing and pickle is not None:
+            return AdapterRejected(not_read(pickle))
+        if self._below:
+            return several_adapters(map(str, [*self._folders, *self._below]))
+        if self._archive is not None:
+            return AdapterRejected(
+                f"{shown(self._archive)} is an archive in an archive: pack the files themselves"
             )
-        if self._folder not in (None, path.parent):
-            raise AdapterRejected(
-                f"adapter files lie in {shown(str(self._folder))} and in "
-                f"{shown(str(path.parent))}: send the folder of one adapter"
-            )
-        self._folder = path.parent
+        are = "is" if len(missing) == 1 else "are"
+        return AdapterRejected(f"{' and '.join(missing)} {are} missing: {HOW_TO_SEND}")
 
     def _write(self, file: str, chunks: Iterator[bytes]) -> None:
         num_bytes, max_bytes = 0, self._max_bytes[file]
@@ -135,9 +182,11 @@ class _Staging:
                 if num_bytes > max_bytes:
                     raise AdapterTooLarge(f"{file} is above the limit of {_limit(file, max_bytes)}")
                 target.write(chunk)
-        if num_bytes == 0:
-            raise AdapterRejected(f"{file} is empty: send it again")
-        self._staged.add(file)
+
+
+def _likelier(pickle: str, other: str | None) -> str:
+    """Of two pickles, the one that is the adapter: training leaves more of them."""
+    return PEFT_PICKLE if PEFT_PICKLE in (pickle, other) else other or pickle
 
 
 def _limit(file: str, max_bytes: int) -> str:
@@ -157,46 +206,38 @@ def _relative_path(name: str) -> PurePosixPath:
     return path
 
 
-def _is_pickle(name: str) -> bool:
-    return name.lower().endswith(PICKLES)
-
-
 def _members(files: list[UploadedFile], max_bytes: int) -> Iterator[Member]:
     """The files of an upload, or those of its archive where an archive is all there is."""
     if not files:
         raise AdapterRejected(f"no file was sent: {HOW_TO_SEND}")
-    if len(files) == 1 and not _is_named_as_wanted(files[0].name):
+    if len(files) == 1 and not _is_named_as_wanted(_sent_path(files[0].name)):
         return archive_members(files[0].name, files[0].file, max_bytes)
-    return map(_sent_alone, files)
+    paths = [_sent_path(file.name) for file in files]
+    names = [path.name for path in paths if path.name in ADAPTER_FILES]
+    # A folder in the name of a sent file says nothing (RFC 7578), unless it tells two files apart.
+    is_one_folder = len(names) == len(set(names))
+    folders = {path.parent for path in paths if path.name in ADAPTER_FILES and is_one_folder}
+    return (
+        Member(
+            path.name if path.parent in folders and _is_named_as_wanted(path) else str(path),
+            chunks_of(_not_packed(file).file),
+        )
+        for path, file in zip(paths, files, strict=True)
+    )
 
 
-def _is_named_as_wanted(name: str) -> bool:
-    return PurePosixPath(name).name in ADAPTER_FILES or _is_pickle(name)
+def _sent_path(name: str) -> PurePosixPath:
+    """The path in the name of a sent file, without the root of the client's own disk."""
+    return _relative_path(re.sub(r"^(?:[A-Za-z]:)?/+", "", name.replace("\\", "/")))
 
 
-def _sent_alone(upload: UploadedFile) -> Member:
-    if not _is_named_as_wanted(upload.name) and looks_packed(upload.name, upload.file):
+def _is_named_as_wanted(path: PurePosixPath) -> bool:
+    return path.name in ADAPTER_FILES or is_pickle(path.name)
+
+
+def _not_packed(upload: UploadedFile) -> UploadedFile:
+    if is_archive_name(upload.name):
         raise AdapterRejected(
             f"{shown(upload.name)} is an archive beside other files: {HOW_TO_SEND}"
         )
-    return Member(upload.name, chunks_of(upload.file))
-
-
-def _regular_file(folder: int, name: str) -> Iterator[bytes]:
-    """The content of a file of an open folder, which may change while it is read."""
-    try:
-        # Without O_NONBLOCK, opening a named pipe would wait for whoever writes to it.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise AdapterRejected(
-                f"{name} is a symbolic link: put the file itself there"
-            ) from error
-        raise AdapterRejected(f"{name} cannot be read: check its permissions") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise AdapterRejected(f"{name} is not a regular file: put the file itself there")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            yield from chunks_of(file)
-    finally:
-        os.close(descriptor)
+    return upload

@@ -21,6 +21,11 @@ NO_ADAPTERS = (
     "into the server's --adapter-dir."
 )
 
+RETIRED = "not served: its folder is gone; put it back, or use `softserve adapter rollback NAME`"
+SEVERAL_RETIRED = (
+    "not served: their folders are gone; put them back, or use `softserve adapter rollback NAME`"
+)
+
 
 def print_adapters(adapters: Sequence[AdapterOut], console: Console | None = None) -> None:
     """The answer of `GET /adapters`: a row an adapter, then the reasons of those rejected."""
@@ -32,7 +37,7 @@ def print_adapters(adapters: Sequence[AdapterOut], console: Console | None = Non
     if _natural_width(table, console) > console.width:
         table = _list(adapters, stacked=True)
     console.print(table)
-    for reason in filter(None, map(_why_not, adapters)):
+    for reason in _why_not(adapters):
         console.print()
         console.print(_plain(reason))
 
@@ -47,7 +52,7 @@ def print_adapter(adapter: AdapterOut, console: Console | None = None) -> None:
         console.print(_plain(f"base model: {version.base_model or 'not declared'}"))
         console.print()
         console.print(_versions(adapter))
-    if reason := _why_not(adapter):
+    for reason in _why_not([adapter]):
         if version is not None:
             console.print()
         console.print(_plain(reason))
@@ -120,17 +125,28 @@ def _versions(adapter: AdapterOut) -> Table:
     return table
 
 
-def _why_not(adapter: AdapterOut) -> str | None:
-    """Why it, or what was last put into its folder, is not served."""
+def _why_not(adapters: Sequence[AdapterOut]) -> list[str]:
+    """Why they, or what was last put into their folders, are not served: a sentence a reason."""
+    names: dict[str, list[str]] = {}
+    for adapter in adapters:
+        if (reason := _reason(adapter)) is not None:
+            names.setdefault(reason, []).append(adapter.name)
+    return [_sentence(those, reason) for reason, those in names.items()]
+
+
+def _reason(adapter: AdapterOut) -> str | None:
     if adapter.rejected is not None:
         served = "" if adapter.live is None else f" ({short(adapter.live)} is served)"
-        return f"{adapter.name} is rejected{served}: {adapter.rejected}"
-    if adapter.live is None:
-        return (
-            f"{adapter.name} is not served: its folder is gone; put it back, or use "
-            f"`softserve adapter rollback {adapter.name}`"
-        )
-    return None
+        return f"rejected{served}: {adapter.rejected}"
+    return RETIRED if adapter.live is None else None
+
+
+def _sentence(names: Sequence[str], reason: str) -> str:
+    *others, last = names
+    if not others:
+        return f"{last} is {reason.replace('NAME', last) if reason == RETIRED else reason}"
+    reason = SEVERAL_RETIRED if reason == RETIRED else reason
+    return f"{', '.join(others)} and {last} are {reason}"
 
 
 def _natural_width(table: Table, console: Console) -> int:

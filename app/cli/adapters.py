@@ -127,12 +127,24 @@ def _files_here(source: str) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
-        raise fail(
-            f"{folder} has no {' and no '.join(missing)}: give the folder that PEFT's "
-            "save_pretrained wrote, with safe_serialization=True"
-        )
-    return [folder / name for name in ADAPTER_FILES]
+    if not (missing := _missing(folder)):
+        return [folder / name for name in ADAPTER_FILES]
+    # Where nothing is on top, as PEFT saves a named adapter.
+    below = [] if len(missing) < len(ADAPTER_FILES) else _folders_with_both_files(folder)
+    if len(below) == 1:
+        return [below[0] / name for name in ADAPTER_FILES]
+    advice = "give the folder that PEFT's save_pretrained wrote, with safe_serialization=True"
+    if below:
+        advice = f"give one of {', '.join(map(str, below))}"
+    raise fail(f"{folder} has no {' and no '.join(missing)}: {advice}")
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+
+
+def _folders_with_both_files(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.is_dir() and not _missing(each))
 
 
 def _unreadable(path: Path | str, error: OSError) -> typer.Exit:

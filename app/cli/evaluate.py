@@ -1,8 +1,7 @@
 """`softserve evaluate`: every variant of a prompt over a file of data, through a running server."""
 
 import asyncio
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,6 +18,7 @@ from app.cli.console import fail
 from app.cli.evaluation_tables import print_comparison
 from app.cli.templates import TEMPLATES, body_of, template_in
 from app.evaluation.comparison import compare
+from app.evaluation.data import Row, read_rows, sort_out
 from app.evaluation.measures import METRICS, EvaluationError, no_metric
 from app.evaluation.report import Sample, html_report
 from app.evaluation.runner import Answered, Question, ask_all
@@ -30,8 +30,11 @@ from softserve.schema.templates import OUTPUT, Template
 from softserve.schema.versions import short
 
 BUSY = ("server_full", "engine_starting")
+# What is wrong with one row may be right with the next.
+OF_A_ROW = ("context_window_exceeded", "invalid_request")
 BUSY_PAUSE_SECONDS = 1.0
 NUM_SAMPLES = 8
+MAX_LEFT_OUT_SHOWN = 10
 
 cli = typer.Typer(add_completion=False)
 
@@ -81,24 +84,19 @@ def evaluate(
             adapters or [None],
             [_temperature(each) for each in _list(temperature)] or [None],
         )
-        rows = _read_data(data, limit)
-        references = [
-            _field(row, reference, row_number) for row_number, row in enumerate(rows, start=1)
-        ]
+        variables = {each for it in templates.values() for each in it.template.input_variables}
+        rows, left_out = sort_out(read_rows(data, limit), sorted(variables), reference)
+        references = [row.fields[reference] for row in rows]
 
-        def questions_to(variant: Variant) -> list[Question]:
+        def question(variant: Variant, row: Row) -> Question:
             pinned = templates[variant.template]
-            bodies = [
-                variant.body(inputs, seed) | {"template": pinned.in_request}
-                for inputs in _inputs(rows, pinned.template)
-            ]
-            return [
-                Question(key_of(model, body, wanted), body)
-                for body, wanted in zip(bodies, references, strict=True)
-            ]
+            inputs = row.inputs(pinned.template.input_variables)
+            body = variant.body(inputs, seed) | {"template": pinned.in_request}
+            return Question(key_of(model, body, row.fields[reference]), body, row.line)
 
-        questions = [questions_to(variant) for variant in variants]
+        questions = [[question(variant, row) for row in rows] for variant in variants]
         answers = asyncio.run(_ask_all(url, questions, results, concurrency))
+        _tell_left_out(left_out | _skipped(questions, answers))
         names = [name_of(variant, variants) for variant in variants]
         comparison = compare(names, answers, references, metric_names, seed)
         print_comparison(comparison)
@@ -138,7 +136,7 @@ async def _ask(client: AsyncClient, question: Question) -> Answered:
             answer = await client.send(call)
             break
         except ClientError as error:
-            if error.type == "context_window_exceeded":
+            if error.type in OF_A_ROW:
                 return Answered(question.key, skipped=str(error))
             if error.type not in BUSY:
                 raise
@@ -155,6 +153,23 @@ async def _ask(client: AsyncClient, question: Question) -> Answered:
         num_dropped=prompt.num_dropped,
         latency_ms=answer.timings.total,
     )
+
+
+def _skipped(
+    questions: Sequence[Sequence[Question]], answers: Sequence[Sequence[Answered]]
+) -> dict[int, str]:
+    """Why the server could not answer a row, by its line."""
+    pairs = (
+        pair for each in zip(questions, answers, strict=True) for pair in zip(*each, strict=True)
+    )
+    return {question.line: f"is refused: {why}" for question, it in pairs if (why := it.skipped)}
+
+
+def _tell_left_out(reasons: Mapping[int, str]) -> None:
+    for line in sorted(reasons)[:MAX_LEFT_OUT_SHOWN]:
+        typer.echo(f"softserve: left out: line {line} {reasons[line]}", err=True)
+    if len(reasons) > MAX_LEFT_OUT_SHOWN:
+        typer.echo(f"softserve: and {len(reasons) - MAX_LEFT_OUT_SHOWN} more lines", err=True)
 
 
 def _samples(
@@ -216,34 +231,6 @@ def _pinned_adapter(client: Client, name: str) -> str:
         return name
     found = client.send(ADAPTERS.show(name))
     return name if found.live is None else f"{name}@{short(found.live)}"
-
-
-def _read_data(file: Path, limit: int | None) -> list[dict[str, Any]]:
-    try:
-        # Not splitlines(): a text may hold a U+2028, which JSON leaves as it is.
-        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-        rows = [json.loads(line) for line in lines[:limit]]
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{file} cannot be read as JSONL ({error})") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise EvaluationError(f"{file} has no rows: give one JSON object a line")
-    return rows
-
-
-def _inputs(rows: Sequence[dict[str, Any]], template: Template) -> list[dict[str, Any]]:
-    return [
-        {name: _field(row, name, row_number) for name in template.input_variables}
-        for row_number, row in enumerate(rows, start=1)
-    ]
-
-
-def _field(row: dict[str, Any], field: str, row_number: int) -> Any:
-    if field not in row:
-        raise EvaluationError(
-            f"row {row_number} has no {field!r}, only {', '.join(row)}: rename its fields, or name "
-            "the one of the reference with --reference"
-        )
-    return row[field]
 
 
 def _write(file: Path, content: str) -> None:

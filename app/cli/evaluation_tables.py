@@ -38,7 +38,9 @@ def print_comparison(comparison: Comparison) -> None:
         )
     console.print(table)
     if comparison.num_skipped:
-        console.print(f"{comparison.num_skipped} rows were left out: they do not fit.")
+        console.print(
+            f"{comparison.num_skipped} rows were left out: not every variant could answer them."
+        )
     console.print(verdict(comparison), markup=False)
 
 

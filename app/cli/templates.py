@@ -9,7 +9,7 @@ from app.cli.connection import DEFAULT_URL, AdminKey, Family, Url, Version, conn
 from app.cli.console import fail
 from app.cli.template_tables import print_templates
 from app.errors import TemplateRejected
-from app.templates.source import read_template
+from app.templates.source import read_template, yaml_of
 from softserve.client import PATIENT, Call
 from softserve.schema.templates import Template, TemplateList, TemplateOut
 from softserve.schema.versions import short
@@ -30,10 +30,22 @@ def list_templates(url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
 
 
 @cli.command()
-def show(name: Name, url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
+def show(
+    name: Name,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="Only the content, as a file for `template add`.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    admin_key: AdminKey = None,
+) -> None:
     """Show a template's content, as JSON, and its versions."""
     with connected(url, admin_key) as client:
         answer = client.send(TEMPLATES.show(name))
+    if as_yaml:
+        if answer.template is None:
+            raise fail(f"{name} is not served, so it has no content: {answer.rejected}")
+        typer.echo(yaml_of(answer.template), nl=False)
+        return
     typer.echo(answer.model_dump_json(indent=2, exclude_unset=True))
 
 

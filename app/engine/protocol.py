@@ -133,16 +133,20 @@ class Engine(Protocol):
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """The texts that the tokenizer takes for special tokens, wherever they stand."""
+        """The texts that the tokenizer takes for special tokens; no completion's text has them."""
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`, with the model's own special tokens around it."""
+
+    async def fewest_tokens(self, text: str) -> int:
+        """A lower bound of a text's tokens, without making them, which can take long."""
 
     def chat_prompt(self, user: str, system: str | None) -> str:
         """One user message in the model's chat template, which has all special tokens.
 
         Raises:
-            InvalidRequest: the model has no chat template, or its template refuses the messages.
+            InvalidRequest: the model has no chat template, or its template refuses the messages or
+                leaves one out.
         """
 
     def token_text(self, token_id: int) -> str:
@@ -161,7 +165,10 @@ class Engine(Protocol):
     def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
-        """Yield the chunks of all completions of one prompt. Leaving early aborts them."""
+        """Yield the chunks of all completions of one prompt. Leaving early aborts them.
+
+        A stop string that is a special token ends a completion at that token.
+        """
 
     async def abort_all(self) -> None:
         """End every completion in flight, with the text it has and finish_reason `abort`."""

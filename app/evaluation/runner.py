@@ -14,14 +14,16 @@ from typing import IO, Any
 from pydantic import TypeAdapter, ValidationError
 
 from app.evaluation.measures import EvaluationError
+from app.jsonl import JSON_WHITESPACE, lines_of
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One row put to one variant; `key` tells it from every other."""
+    """One row, that of a `line`, put to one variant; `key` tells it from every other."""
 
     key: str
     body: dict[str, Any]
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +95,17 @@ async def _work(
 def _read(results: Path) -> dict[str, Answered]:
     """The answers of earlier runs. A line that was cut short is asked for again."""
     try:
-        # Not splitlines(): a completion may hold a U+2028, which JSON leaves as it is.
-        with results.open(encoding="utf-8") as file:
-            lines = file.readlines()
+        lines = list(lines_of(results.read_bytes()))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise EvaluationError(f"{results} cannot be read: name another with --results") from error
     answers = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         try:
             answered = _ANSWERED.validate_json(line)
         except ValidationError as error:
-            if number == len(lines):
+            if number == lines[-1][0]:
                 _cut_last_line(results)
                 continue
             raise EvaluationError(
@@ -117,5 +117,5 @@ def _read(results: Path) -> dict[str, Answered]:
 
 def _cut_last_line(results: Path) -> None:
     """What is appended must begin a line of its own."""
-    content = results.read_bytes().rstrip(b"\n")
+    content = results.read_bytes().rstrip(JSON_WHITESPACE)
     results.write_bytes(content[: content.rfind(b"\n") + 1])

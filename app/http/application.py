@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from copy import copy
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app.adapters.archive import MAX_CONFIG_BYTES
 from app.adapters.folder import AdapterFolder
@@ -13,7 +15,7 @@ from app.engine.protocol import Engine
 from app.errors import SoftserveError
 from app.http import routes
 from app.http.errors import install_error_handlers
-from app.http.middleware import BodyLimit, RequestContext
+from app.http.middleware import AbsoluteForm, BodyLimit, Lingering, RequestContext
 from app.serving.admission import Admission
 from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
@@ -47,6 +49,7 @@ def create_app(
     intake = Intake(engine, adapters, settings)
     templates = TemplateRegistry(engine, settings)
     metrics.adapters_live.set_function(lambda: len(adapters.names.live))
+    metrics.adapter_requests.live = lambda: adapters.names.live
     metrics.adapters_loaded.set_function(lambda: adapters.num_loaded)
     service = Service(engine, adapters, admission, metrics, settings)
     warming = Warming(engine, adapters, templates)
@@ -96,6 +99,7 @@ def create_app(
     app.state.lifecycle = lifecycle
     for family in (routes.generate, routes.adapters, routes.icl, routes.templates, routes.health):
         app.include_router(family.router)
+    _answer_head(app)
     install_error_handlers(app)
     app.add_middleware(
         BodyLimit,
@@ -104,4 +108,19 @@ def create_app(
         max_form_bytes=settings.max_adapter_bytes + 2 * MAX_CONFIG_BYTES,
     )
     app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(Lingering)
+    app.add_middleware(AbsoluteForm)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD on whatever has GET; uvicorn leaves the body out.
+
+    As routes of their own: OpenAPI would list a route of two methods twice under one operation id.
+    """
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            head = copy(route)
+            head.methods = {"HEAD"}
+            head.include_in_schema = False
+            app.router.routes.append(head)

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from app.errors import (
     AdapterConflict,
@@ -29,6 +30,7 @@ from app.errors import (
     TemplateRejected,
     Unavailable,
 )
+from app.http.media_types import media_type
 from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
 from softserve.schema.inspection import InspectBody
@@ -61,6 +63,10 @@ INTERNAL_MESSAGE = (
     "the server failed on this request: its log has the reason, under the id in x-request-id"
 )
 NOT_AN_OBJECT = "the body must be a JSON object, sent with content-type: application/json"
+NOT_SENT_AS_JSON = (
+    "the body was sent {as_what}, and JSON is wanted: add the header content-type: "
+    "application/json (curl -H 'content-type: application/json')"
+)
 FIELDS = {
     "/generate": list(GenerateBody.model_fields),
     "/inspect": list(InspectBody.model_fields),
@@ -118,8 +124,14 @@ def install_error_handlers(app: FastAPI) -> None:
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         errors = error.errors()
         status = 400 if errors[0]["type"] == "json_invalid" else 422
-        known_fields = FIELDS.get(request.url.path, [])
-        return JSONResponse(_describe_validation(errors, known_fields), status)
+        # FastAPI has not parsed a body that came under another name.
+        if isinstance(errors[0].get("input"), bytes):
+            sent_as = media_type(request.headers)
+            as_what = f"as {_shortened(sent_as)}" if sent_as else "without a content-type"
+            body = error_body("invalid_request", NOT_SENT_AS_JSON.format(as_what=as_what))
+        else:
+            body = _describe_validation(errors, FIELDS.get(request.url.path, []))
+        return JSONResponse(body, status)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -127,7 +139,17 @@ def install_error_handlers(app: FastAPI) -> None:
         if (template := HTTP_MESSAGES.get(error.status_code)) is not None:
             message = template.format(path=request.url.path, method=request.method)
         name = HTTP_TYPES.get(error.status_code, "invalid_request")
-        return JSONResponse(error_body(name, message), error.status_code, error.headers)
+        headers = error.headers
+        if error.status_code == 405:
+            headers = {"allow": _allowed_methods(request)}
+        return JSONResponse(error_body(name, message), error.status_code, headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Those of every route of the path; Starlette knows only the first."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
 
 
 def _describe_validation(

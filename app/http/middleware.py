@@ -1,5 +1,6 @@
 """What surrounds every request: its id, its log line, its size limit, and the last resort."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.errors import describe
+from app.http.media_types import FORM, media_type
 from app.serving.ledger import Ledger
 from app.telemetry.metrics import Metrics, Outcome
 
@@ -19,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Of a body that is not wanted.
+MAX_DISCARDED_BYTES = 1 << 30
+LINGER_SECONDS = 30.0
 
 
 class RequestContext:
@@ -61,7 +66,7 @@ class RequestContext:
                 ledger: Ledger | None = state.get("ledger")
                 self.metrics.requests.labels(_endpoint(scope), outcome).inc()
                 # Probes come every few seconds: they would bury the rest.
-                record = log.debug if scope["method"] == "GET" else log.info
+                record = log.debug if scope["method"] in {"GET", "HEAD"} else log.info
                 record(
                     "request ended",
                     method=scope["method"],
@@ -111,8 +116,7 @@ class BodyLimit:
         num_received = 0
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "0")
-        is_form = headers.get("content-type", "").startswith("multipart/form-data")
-        is_upload = is_form and scope["method"] == "PUT"
+        is_upload = media_type(headers) == FORM and scope["method"] == "PUT"
         max_bytes = self.max_form_bytes if is_upload else self.max_body_bytes
 
         async def receive_limited() -> Message:
@@ -131,8 +135,75 @@ class BodyLimit:
 
 def _too_large(max_bytes: int) -> HTTPException:
     return HTTPException(
-        413,
-        f"the body is over the limit of {max_bytes:,} bytes: send less at once",
-        # The rest of the body is not read, so the connection cannot be used again.
-        headers={"connection": "close"},
+        413, f"the body is over the limit of {max_bytes:,} bytes: send less at once"
     )
+
+
+class Lingering:
+    """After an answer that did not wait for the body, read the rest of it and throw it away.
+
+    A client that reads only when it has sent everything would see a broken connection in place of
+    the answer. One that reads earlier has it at once.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if not ("content-length" in headers or "transfer-encoding" in headers):
+            await self.app(scope, receive, send)
+            return
+        # A client that waits to be asked for its body sends none after an answer.
+        is_coming = "expect" not in headers
+
+        async def receive_and_note() -> Message:
+            nonlocal is_coming
+            message = await receive()
+            is_coming = message.get("more_body", False)
+            return message
+
+        async def send_and_linger(message: Message) -> None:
+            if is_coming and _is_last(message):
+                await send({**message, "more_body": True})
+                await _discard(receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self.app(scope, receive_and_note, send_and_linger)
+
+
+def _is_last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
+
+
+async def _discard(receive: Receive) -> None:
+    num_discarded, is_coming = 0, True
+    try:
+        async with asyncio.timeout(LINGER_SECONDS):
+            while is_coming and num_discarded <= MAX_DISCARDED_BYTES:
+                message = await receive()
+                num_discarded += len(message.get("body", b""))
+                is_coming = message.get("more_body", False)
+    except TimeoutError:
+        pass
+
+
+class AbsoluteForm:
+    """Take a request for `http://host/path`, as clients send it to a proxy, for one for the path.
+
+    A server has to (RFC 9112, section 3.2.2); h11 leaves it to whoever reads the target.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(("http://", "https://")):
+            path, raw_path = scope["path"], scope["raw_path"]
+            scope = {
+                **scope,
+                "path": "/" + "".join(path.split("/", 3)[3:]),
+                "raw_path": b"/" + b"".join(raw_path.split(b"/", 3)[3:]),
+            }
+        await self.app(scope, receive, send)

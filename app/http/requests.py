@@ -1,11 +1,41 @@
 """From the wire to the domain: what a body asks for."""
 
+from typing import TypeVar
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
 from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
+from app.errors import InvalidRequest
+from app.http.media_types import JSON, media_type
 from app.serving.few_shot import FewShotRequest
 from softserve.schema.controls import AdapterChoice, PromptControls
 from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
 from softserve.schema.inspection import InspectBody
+
+T = TypeVar("T", bound=BaseModel)
+
+
+async def json_body(kind: type[T], request: Request, otherwise: str) -> T:
+    """The body of an endpoint that takes more than JSON.
+
+    Raises:
+        RequestValidationError: it is wrong.
+        InvalidRequest: it is no JSON, nor meant as such; `otherwise` says what to send.
+    """
+    body = await request.body()
+    is_meant = media_type(request.headers) == JSON or body.lstrip().startswith(b"{")
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        errors = error.errors()
+        if errors[0]["type"] == "json_invalid" and not is_meant:
+            raise InvalidRequest(otherwise) from error
+        raise RequestValidationError(
+            [{**each, "loc": ("body", *each["loc"])} for each in errors]
+        ) from error
 
 
 def generation_request(body: GenerateBody, request_id: str) -> GenerationRequest:

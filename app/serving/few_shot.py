@@ -18,7 +18,7 @@ from app.adapters.registry import Adapters
 from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
 from app.errors import ContextWindowExceeded, InvalidRequest, TemplateRejected
 from app.serving.generation import FewShotPrompt, FewShotPrompts, Generation
-from app.serving.service import Service, exact_text, prompt_of, tokenize
+from app.serving.service import Service, check_can_fit, exact_text, prompt_of, tokenize
 from app.tasks import gather
 from app.templates.compilation import ExampleSet, text_of_inputs
 from app.templates.fitting import most_shots_that_fit
@@ -168,6 +168,9 @@ class FewShot:
         async def tokens(num_shots: int) -> list[int]:
             return await tokenize(self._engine, text(num_shots), plan.style)
 
+        without_shots = exact_text(self._engine, text(0), plan.style)
+        which = f"the prompt of {_which(index, plan.asked)}"
+        await check_can_fit(self._engine, without_shots, which, "inputs")
         num_behind = await self._num_behind(draft, plan.request.sampling.max_new_tokens)
         room = self._engine.info.context_window - adapters.num_virtual_tokens - num_behind
         num_shots, token_ids = await most_shots_that_fit(len(draft.chosen), tokens, room)

@@ -24,9 +24,14 @@ class Ledger:
         self._first_token_at: float | None = None
         self._last_token_at: float | None = None
         self._queue_seconds = 0.0
+        self._adapter_use = metrics.adapter_requests.begin()
         # The first chunk of each prompt, which says what is true of them all.
         self._prompts: dict[int, GenerationChunk] = {}
         self._completions: dict[CompletionKey, _Completion] = {}
+
+    def hold(self, adapters: Collection[str]) -> None:
+        """The request holds these adapters until it ends."""
+        self._adapter_use.names = adapters
 
     def add(self, chunk: GenerationChunk) -> None:
         if (completion := self._completions.get(chunk.key)) is None:
@@ -36,6 +41,7 @@ class Ledger:
             self._add_tokens(completion, len(chunk.token_ids))
 
     def close(self) -> None:
+        self._metrics.adapter_requests.end(self._adapter_use)
         self._metrics.request_duration.observe(self._seconds_until(self._last_token_at))
 
     def usage(self) -> UsageOut:
@@ -78,6 +84,7 @@ class Ledger:
         if self._first_token_at is None:
             self._first_token_at = now
             self._metrics.time_to_first_token.observe(now - self._admitted_at)
+            self._adapter_use.has_tokens = True
         if completion.last_token_at is not None:
             latency = (now - completion.last_token_at) / num_tokens
             self._metrics.inter_token_latency.observe(latency)

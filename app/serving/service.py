@@ -62,7 +62,8 @@ class Service:
         """
         async with self.admit(request) as (adapters, ledger):
             prompts = await gather(
-                self._prompt(index, text, style, adapters) for index, text in enumerate(texts)
+                self._prompt(request, index, text, style, adapters)
+                for index, text in enumerate(texts)
             )
             async with aclosing(self.complete(request, prompts, ledger)) as chunks:
                 yield Generation(request, self.engine.info.model, adapters, ledger, chunks)
@@ -72,7 +73,7 @@ class Service:
     ) -> Inspection:
         """What the request's controls do to the token after a text. Raises as `generate` does."""
         async with self.admit(request) as (adapters, _):
-            prompt = await self._prompt(0, text, style, adapters)
+            prompt = await self._prompt(request, 0, text, style, adapters)
             self._check_fits(prompt, request)
             logprobs = await self.engine.next_token_logprobs(request.request_id, prompt)
             distribution = await asyncio.to_thread(
@@ -90,7 +91,9 @@ class Service:
             closing(Ledger(self.metrics)) as ledger,
         ):
             self._check_top_k(request.sampling)
+            self._check_stop(request.sampling)
             async with self.registry.lease(request.adapter, request.soft_prompt) as adapters:
+                ledger.hold(adapters.names)
                 yield adapters, ledger
 
     async def complete(
@@ -112,9 +115,16 @@ class Service:
             raise self.admission.refusal
 
     async def _prompt(
-        self, index: int, text: str, style: PromptStyle, adapters: Adapters
+        self,
+        request: GenerationRequest,
+        index: int,
+        text: str,
+        style: PromptStyle,
+        adapters: Adapters,
     ) -> Prompt:
-        return prompt_of(index, await tokenize(self.engine, text, style), adapters)
+        exact = exact_text(self.engine, text, style)
+        await check_can_fit(self.engine, exact, _which(index, request), "prompt")
+        return prompt_of(index, await tokenize_exact(self.engine, exact, style), adapters)
 
     def _check_limits(self, request: GenerationRequest) -> None:
         stop, limits = request.sampling.stop, self.limits
@@ -132,7 +142,7 @@ class Service:
                 )
 
     def _check_fits(self, prompt: Prompt, request: GenerationRequest) -> None:
-        which = "the prompt" if request.num_prompts == 1 else f"prompt {prompt.index}"
+        which = _which(prompt.index, request)
         window = self.engine.info.context_window
         num_virtual, max_new_tokens = prompt.num_virtual_tokens, request.sampling.max_new_tokens
         if not prompt.token_ids:
@@ -161,6 +171,17 @@ class Service:
                 param="top_k",
             )
 
+    def _check_stop(self, sampling: Sampling) -> None:
+        special_tokens = self.engine.special_tokens
+        for stop in sampling.stop:
+            held = [token for token in special_tokens if token in stop]
+            if held and stop not in special_tokens:
+                raise InvalidRequest(
+                    f"stop has {stop!r}, which never comes: the text of a completion leaves the "
+                    f"special token {max(held, key=len)} out; give that alone to stop there",
+                    param="stop",
+                )
+
 
 def exact_text(engine: Engine, text: str, style: PromptStyle) -> str:
     """What the tokens are made from, the chat template's text included. Raises `InvalidRequest`."""
@@ -169,10 +190,23 @@ def exact_text(engine: Engine, text: str, style: PromptStyle) -> str:
 
 async def tokenize(engine: Engine, text: str, style: PromptStyle) -> list[int]:
     """The token ids of a text in this style. Raises `InvalidRequest`."""
+    return await tokenize_exact(engine, exact_text(engine, text, style), style)
+
+
+async def tokenize_exact(engine: Engine, exact: str, style: PromptStyle) -> list[int]:
     # A chat template has all special tokens.
-    return await engine.tokenize(
-        exact_text(engine, text, style), add_special_tokens=not style.use_chat_template
-    )
+    return await engine.tokenize(exact, add_special_tokens=not style.use_chat_template)
+
+
+async def check_can_fit(engine: Engine, text: str, which: str, param: str) -> None:
+    """Raises `ContextWindowExceeded` where it is certain before the text is tokenized."""
+    window = engine.info.context_window
+    if (excess := await engine.fewest_tokens(text) - window) > 0:
+        raise ContextWindowExceeded(
+            f"{which} has {window + excess:,} tokens or more; the context window is {window:,}: "
+            f"shorten the {param} by at least {excess:,} tokens",
+            param=param,
+        )
 
 
 def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
@@ -184,3 +218,7 @@ def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
         soft_prompt=adapters.soft_prompt_digest,
         num_virtual_tokens=adapters.num_virtual_tokens,
     )
+
+
+def _which(index: int, request: GenerationRequest) -> str:
+    return "the prompt" if request.num_prompts == 1 else f"prompt {index}"

@@ -3,14 +3,18 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+
+import structlog
 
 from app.errors import TemplateError, TemplateRejected
 from app.templates.registry import TemplateRegistry
 from app.templates.source import read_template
 from app.versions.records import Watched
 from app.versions.watcher import GONE, Found, Look
+
+log = structlog.get_logger(__name__)
 
 FROM_WATCHED_FOLDER = "template_dir"
 SUFFIX, EXAMPLES_SUFFIX = ".yaml", ".jsonl"
@@ -30,8 +34,10 @@ class TemplateFolder:
         self._registry = registry
         self._on_live = on_live
         self.folder = folder
+        self._others: set[str] = set()
 
     def look_around(self, acted_upon: Mapping[str, str]) -> dict[str, Look]:
+        self._tell_others()
         examples = self._examples()
         names = [file.stem for file in self._files(SUFFIX)]
         looks = {name: self._look_at(name, examples) for name in names}
@@ -66,6 +72,13 @@ class TemplateFolder:
                 if each.name.endswith(suffix) and not each.name.startswith(".")
             ]
 
+    def _tell_others(self) -> None:
+        """Once of each, in the log."""
+        for file in self._files(""):
+            if file.suffix not in (SUFFIX, EXAMPLES_SUFFIX) and file.name not in self._others:
+                self._others.add(file.name)
+                log.info(f"not a template: one is a file NAME{SUFFIX}", found=file.name)
+
     def _examples(self) -> str:
         """The status of every file of examples: a template may name any of them."""
         return " ".join(sorted(map(_status, self._files(EXAMPLES_SUFFIX))))
@@ -79,6 +92,9 @@ def _status(file: Path) -> str:
     """Tells a file from its former content without reading it; empty where there is none."""
     try:
         status = file.lstat()
+        with suppress(OSError):
+            # Of what a link leads to, which may change while the link stays as it is.
+            status = file.stat()
     except FileNotFoundError:
         return ""
     return f"{file.name} {status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_mode}"

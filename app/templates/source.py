@@ -4,19 +4,18 @@ YAML here is a tree of plain values: no anchors and aliases, with which a few li
 gigabytes, no tags, which can name Python objects, and no dates, which nobody means.
 """
 
-import json
-import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from app.adapters.roots import LeadsOutside, NotAFile, open_below
 from app.errors import TemplateRejected
-from softserve.schema.templates import MAX_EXAMPLES, Template
+from app.jsonl import NotJson, lines_of, value_of
+from softserve.schema.templates import MAX_EXAMPLES, Example, Template
 
 MAX_TEMPLATE_BYTES = 1 << 18
 MAX_EXAMPLES_BYTES = 1 << 20
@@ -25,6 +24,9 @@ MAX_REASONS = 3
 EXAMPLES_FILE = "examples_file"
 # A file beside the template's.
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.jsonl")
+
+
+_EXAMPLE: TypeAdapter[Example] = TypeAdapter(Example)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -68,7 +70,30 @@ def parse_yaml(text: bytes) -> dict[str, Any]:
         raise TemplateRejected("it is not YAML: a value cannot be read") from error
     if not isinstance(content, dict):
         raise TemplateRejected("a template is a mapping of fields, as `instruction: ...`")
+    if content.get(EXAMPLES_FILE, "") is None:
+        del content[EXAMPLES_FILE]
     return content
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """What `_Loader` takes: no aliases. A text of several lines is a block, where that can be."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def yaml_of(template: Template) -> str:
+    """A file with this template, which is of the same version."""
+    fields = template.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def _check_events(text: bytes) -> None:
@@ -115,7 +140,7 @@ def validate_template(fields: Mapping[str, Any]) -> Template:
 def _reasons(error: ValidationError) -> str:
     reasons = []
     for each in error.errors()[:MAX_REASONS]:
-        where = ".".join(str(part)[:64] for part in each["loc"])
+        where = ".".join(str(part)[:64] for part in each["loc"]) or "it"
         if each["type"] == "extra_forbidden":
             reasons.append(f"there is no field {where}")
         elif each["type"] == "missing":
@@ -125,19 +150,16 @@ def _reasons(error: ValidationError) -> str:
     return "; ".join(reasons)
 
 
-def parse_jsonl(text: bytes, where: str) -> list[Any]:
-    """The objects of a JSONL file. Raises `TemplateRejected`."""
+def parse_jsonl(text: bytes, where: str) -> dict[int, Any]:
+    """The values of a JSONL file, by line. Raises `TemplateRejected`."""
     if len(text) > MAX_EXAMPLES_BYTES:
         raise TemplateRejected(f"{where} is above {MAX_EXAMPLES_BYTES:,} bytes: keep fewer")
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    rows: dict[int, Any] = {}
+    for number, line in lines_of(text):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TemplateRejected(f"{where} is not JSON in line {number}: correct it") from error
-        rows.append(row)
+            rows[number] = value_of(line)
+        except NotJson as error:
+            raise TemplateRejected(f"{where}: line {number} is {error}: correct it") from error
         if len(rows) > MAX_EXAMPLES:
             raise TemplateRejected(f"{where} has more than {MAX_EXAMPLES:,} lines: keep fewer")
     return rows
@@ -152,10 +174,23 @@ def read_template(file: Path) -> Template:
     """
     fields = parse_yaml(_read(file, MAX_TEMPLATE_BYTES))
     if EXAMPLES_FILE in fields:
-        name, examples = _read_examples(file.parent, fields)
+        name, content = _read_examples(file.parent, fields)
         del fields[EXAMPLES_FILE]
-        fields["examples"] = parse_jsonl(examples, name)
+        rows = parse_jsonl(content, name)
+        _check_examples(rows, name)
+        fields["examples"] = list(rows.values())
     return validate_template(fields)
+
+
+def _check_examples(rows: Mapping[int, Any], where: str) -> None:
+    """Examples of a file are refused by its lines, not by their place in the template."""
+    for number, row in rows.items():
+        try:
+            _EXAMPLE.validate_python(row)
+        except ValidationError as error:
+            raise TemplateRejected(
+                f"{where}: line {number}: {_reasons(error)}", param=EXAMPLES_FILE
+            ) from error
 
 
 def _read_examples(folder: Path, fields: Mapping[str, Any]) -> tuple[str, bytes]:
@@ -166,7 +201,7 @@ def _read_examples(folder: Path, fields: Mapping[str, Any]) -> tuple[str, bytes]
             f"{EXAMPLES_FILE} is the name of a .jsonl file beside the template",
             param=EXAMPLES_FILE,
         )
-    if "examples" in fields:
+    if fields.get("examples") is not None:
         raise TemplateRejected(
             f"it has examples and {EXAMPLES_FILE}: leave one out", param="examples"
         )
@@ -177,10 +212,19 @@ def _read_examples(folder: Path, fields: Mapping[str, Any]) -> tuple[str, bytes]
 
 
 def _read(file: Path, max_bytes: int) -> bytes:
-    """A regular file's content; of one that is too large only one byte more than may be."""
-    # Without O_NONBLOCK, opening a named pipe would wait for whoever writes to it.
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise TemplateRejected(f"{file.name} is not a regular file: put the file itself there")
-        return opened.read(max_bytes + 1)
+    """A regular file's content; of one that is too large only one byte more than may be.
+
+    It may be a link to one in the same folder or below, as in a volume of Kubernetes.
+    """
+    try:
+        with open_below(file, [file.parent]) as opened:
+            return opened.read(max_bytes + 1)
+    except LeadsOutside as error:
+        raise TemplateRejected(
+            f"{file.name} cannot be read, as a link that leads out of its folder: put the file "
+            "itself there"
+        ) from error
+    except NotAFile as error:
+        raise TemplateRejected(
+            f"{file.name} is not a regular file: put the file itself there"
+        ) from error

@@ -46,12 +46,14 @@ class Look:
     """What lies under a name.
 
     `signature` is None where there is nothing. `missing` is what a copy that still goes on has to
-    bring, `refusal` why it is not read.
+    bring, `refusal` why it is not read. What `is_empty` has no content of the name's: if it had,
+    that is gone.
     """
 
     signature: str | None = None
     missing: str | None = None
     refusal: str | None = None
+    is_empty: bool = False
 
 
 GONE = Look()
@@ -245,6 +247,8 @@ class FolderWatcher:
                 await self._names.forget_watched(name)
                 log.info(f"a watched {self._noun} is gone", name=name)
         elif refusal := look.refusal or look.missing:
+            if look.is_empty and name in self._names.watched():
+                await self._names.forget_watched(name)
             await self._reject(name, look.signature, refusal)
         else:
             try:

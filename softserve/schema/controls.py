@@ -138,8 +138,6 @@ class Sampling(BaseModel):
 
 FILTERS = ("top_k", "top_p", "min_p")
 CONTROLS = tuple(name for name in Sampling.model_fields if name != "greedy")
-# Nothing hangs on whether these were given: their default says it all.
-ALWAYS_GIVEN = ("stop", "n", "ignore_eos")
 
 
 class _Given(Body):
@@ -154,12 +152,11 @@ def _as_given(names: Iterable[str]) -> type[_Given]:
     for name in names:
         control = Sampling.model_fields[name]
         # What is made here, mypy cannot follow.
-        kind: Any = Annotated[control.annotation, Field(), *control.metadata]
-        default = control.default
-        if name not in ALWAYS_GIVEN:
-            kind, default = kind | None, None
-        told = Field(default, description=control.description, examples=control.examples)
-        fields[name] = (kind, told)
+        kind: Any = Annotated[control.annotation, Field(), *control.metadata] | None
+        fields[name] = (
+            kind,
+            Field(None, description=control.description, examples=control.examples),
+        )
     return create_model("Given", __base__=_Given, **fields)
 
 

@@ -4,8 +4,18 @@ import re
 import unicodedata
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 ALLOWED_CONTROL_CHARACTERS = "\t\n\r"
 MAX_INTEGER = 2**63 - 1
@@ -62,10 +72,47 @@ StopStrings = Annotated[
 ]
 
 
+# What describes a field beside its type.
+ANNOTATIONS = ("title", "description", "default", "examples")
+
+
+def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
+    described = {name: schema[name] for name in ANNOTATIONS if name in schema}
+    kind = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
+    alternatives = kind["anyOf"] if list(kind) == ["anyOf"] else [kind]
+    return {"anyOf": [*alternatives, {"type": "null"}], **described}
+
+
 class Body(BaseModel):
-    """A request body: strict types, no unknown fields, finite numbers."""
+    """A request body: strict types, no unknown fields, finite numbers; null means the default."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_the_default(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {
+            name: value
+            for name, value in body.items()
+            if value is not None or not cls._has_default_but_null(name)
+        }
+
+    @classmethod
+    def _has_default_but_null(cls, name: Any) -> bool:
+        field = cls.model_fields.get(name)
+        return field is not None and not field.is_required() and field.default is not None
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for name in filter(cls._has_default_but_null, properties):
+            properties[name] = _or_null(properties[name])
+        return schema
 
 
 def name_refusal(what: str, name: str) -> str | None:

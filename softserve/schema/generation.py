@@ -40,7 +40,7 @@ class GenerateBody(PromptControls, AdapterChoice, SamplingFields, AnswerFields):
         json_schema_extra={
             "examples": [
                 {
-                    "prompt": "What is the capital of France?",
+                    "prompt": "Tell me the capital of France.",
                     "use_chat_template": True,
                     "max_new_tokens": 20,
                 }

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import re
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from app.adapters.validation import digest_of
+from app.engine.generation import GenerationRequest, resolve_sampling
+from app.serving.service import prompt_of
 from tests.adapter_files import (
     Files,
     as_files,
@@ -313,6 +317,10 @@ async def test_another_base_model_takes_force(served: Served) -> None:
     files = lora(base_model="other/model")
     assert error_of(await upload(served, "my-task", files))[:2] == (422, "adapter_rejected")
     assert error_of(await upload(served, "my-task", files, force="false"))[0] == 422
+    assert error_of(await upload(served, "my-task", files, force=""))[0] == 422
+    assert error_of(await upload(served, "my-task", files, force="False"))[0] == 422
+    # As Python's `requests` sends what is true.
+    assert (await upload(served, "my-task", files, force="True")).status_code == 200
     assert (await upload(served, "my-task", files, force="true")).status_code == 200
 
 
@@ -345,7 +353,6 @@ async def test_too_large() -> None:
         assert error_of(response) == (413, "adapter_too_large", None)
         response = await upload(served, "my-task", [("packed.zip", bytes(4 << 20))])
         assert error_of(response) == (413, "body_too_large", None)
-        assert response.headers["connection"] == "close"
         response = await named(served, "my-task", "x" * (2 << 20))
         assert error_of(response) == (413, "body_too_large", None)
 
@@ -397,6 +404,81 @@ async def test_broken_forms(
     assert error_of(response)[1] in {"invalid_request", "adapter_rejected"}
 
 
+@pytest.mark.parametrize(
+    "folder",
+    ["/home/me/out/", "runs/a/out/", "../out/", "C:/runs/out/", "C:\\\\runs\\\\", "a\\\\b/"],
+)
+async def test_the_last_part_of_a_file_name_counts(served: Served, folder: str) -> None:
+    parts = [
+        _part(f'name="file"; filename="{folder}{name}"', "").encode().removesuffix(b"\r\n")
+        + content
+        + b"\r\n"
+        for name, content in lora()
+    ]
+    response = await served.client.put(
+        "/adapters/x", content=b"".join(parts) + b"--b--\r\n", headers={"content-type": FORM}
+    )
+    assert response.status_code == 200, response.text
+
+
+async def test_two_files_of_one_name_are_named(served: Served) -> None:
+    (config, of_config), weights = lora()
+    files = [(f"/a/{config}", of_config), (f"b/c/{config}", of_config), weights]
+    response = await upload(served, "x", files)
+    assert error_of(response) == (422, "adapter_rejected", None)
+    assert message_of(response) == (
+        "the form has two files of the name 'adapter_config.json' ('/a/adapter_config.json' and "
+        "'b/c/adapter_config.json'): send the files of one adapter, or pack its folder"
+    )
+
+
+async def test_a_file_without_a_name_is_told_to_have_one(served: Served) -> None:
+    body = _part("name=file", "{}") + "--b--\r\n"
+    response = await served.client.put(
+        "/adapters/x", content=body.encode(), headers={"content-type": FORM}
+    )
+    assert error_of(response) == (422, "invalid_request", "file")
+    assert message_of(response).startswith("file came without a file name")
+
+
+async def test_a_form_in_any_case(served: Served) -> None:
+    request = served.client.build_request("PUT", "/adapters/x", files=[("file", f) for f in lora()])
+    sent_as = request.headers["content-type"].replace("multipart/form", "Multipart/Form")
+    request.headers["content-type"] = sent_as
+    assert (await served.client.send(request)).status_code == 200
+
+
+@pytest.mark.parametrize(("num_bytes", "status"), [(1000, 422), (1_500_000, 413)])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "application/gzip",
+        "application/zip",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+    ],
+)
+async def test_an_archive_as_the_body(
+    served: Served, num_bytes: int, status: int, content_type: str | None
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    content = b"\x1f\x8b".ljust(num_bytes, b"\0")
+    response = await served.client.put("/adapters/x", content=content, headers=headers)
+    assert response.status_code == status
+    assert message_of(response).startswith(
+        "the body is neither a form nor a source in JSON: send the files with `curl -X PUT -F"
+    )
+
+
+async def test_a_source_is_taken_however_it_is_sent(served: Served) -> None:
+    for content_type in ("application/x-www-form-urlencoded", "text/plain", "Application/JSON"):
+        response = await served.client.put(
+            "/adapters/x", content=b'{"source": 7}', headers={"content-type": content_type}
+        )
+        assert error_of(response) == (422, "invalid_request", "source")
+
+
 # Found by the server.
 
 
@@ -417,6 +499,37 @@ async def test_a_folder_outside(tmp_path: Path, source: str) -> None:
     async with serving(adapter_root=(tmp_path / "root",)) as served:
         response = await named(served, "my-task", source.format(tmp_path))
         assert error_of(response) == (422, "adapter_rejected", "source")
+
+
+async def test_a_snapshot_of_the_hubs_cache(tmp_path: Path) -> None:
+    """Its files are links to blobs: followed below the root, and nowhere else."""
+    blobs = write_lora(tmp_path / "root" / "blobs", ARCHITECTURE.modules)
+    outside = write_lora(tmp_path / "outside", ARCHITECTURE.modules)
+    for folder, target in {"snapshots/0123abcd": blobs, "snapshots/bad": outside}.items():
+        (tmp_path / "root" / folder).mkdir(parents=True)
+        for file in target.iterdir():
+            (tmp_path / "root" / folder / file.name).symlink_to(file)
+    async with serving(adapter_root=(tmp_path / "root",)) as served:
+        answer = await named(served, "my-task", "snapshots/0123abcd")
+        assert answer.json()["live"] == digest_of(blobs)
+        refused = await named(served, "my-task", "snapshots/bad")
+        assert error_of(refused)[:2] == (422, "adapter_rejected")
+        message = refused.json()["error"]["message"]
+        assert message.startswith("adapter_config.json is a link that leads outside")
+
+
+async def test_the_output_folder_of_a_trainer(tmp_path: Path) -> None:
+    for number, folder in enumerate(["checkpoint-500", "checkpoint-1000"]):
+        write_lora(tmp_path / "out" / folder, ARCHITECTURE.modules, seed=number)
+    async with serving(adapter_root=(tmp_path,)) as served:
+        refused = await named(served, "my-task", "out")
+        assert refused.json()["error"]["message"] == (
+            "adapter files lie in 'checkpoint-1000' and in 'checkpoint-500': give the folder of "
+            "one adapter"
+        )
+        write_lora(tmp_path / "out", ARCHITECTURE.modules, seed=2)
+        answer = await named(served, "my-task", "out")
+        assert answer.json()["live"] == digest_of(tmp_path / "out")
 
 
 async def test_a_revision_of_a_folder(tmp_path: Path) -> None:
@@ -622,18 +735,32 @@ async def test_everybody_may_look() -> None:
 
 
 async def test_an_upload_is_not_read_without_permission(served: Served) -> None:
-    num_read = 0
+    """It is answered first; what is read then is thrown away."""
+    happened: list[str] = []
 
-    async def body() -> AsyncIterator[bytes]:
-        nonlocal num_read
-        num_read += 1
-        yield b""
+    async def receive() -> Message:
+        happened.append("read")
+        return {"type": "http.request", "body": b"", "more_body": len(happened) < 5}
 
-    async with client_of(served.app, "192.0.2.1") as client:
-        headers = {"content-type": FORM}
-        response = await client.put("/adapters/my-task", content=body(), headers=headers)
-    assert error_of(response)[0] == 403
-    assert num_read == 0
+    async def send(message: Message) -> None:
+        happened.append(message.get("body", b"").decode() or str(message.get("status", "end")))
+
+    headers = [(b"content-type", FORM.encode()), (b"transfer-encoding", b"chunked")]
+    await served.app(
+        {
+            "type": "http",
+            "method": "PUT",
+            "path": "/adapters/my-task",
+            "query_string": b"",
+            "headers": headers,
+            "client": ("192.0.2.1", 123),
+        },
+        receive,
+        send,
+    )
+    assert happened[0] == "403"
+    assert "not_permitted" in happened[1]
+    assert happened[2:] == ["read", "read", "read", "end"]
 
 
 @pytest.mark.parametrize(("method", "path"), CHANGES)
@@ -656,3 +783,58 @@ async def test_while_draining(served: Served, method: str, path: str) -> None:
     await served.lifecycle.drain(0)
     response = await served.client.request(method, path)
     assert error_of(response) == (503, "server_draining", None)
+
+
+# Counted.
+
+
+async def requests_by_adapter(served: Served) -> dict[tuple[str, str], float]:
+    text = (await served.get("/metrics")).text
+    found = re.findall(
+        r'^softserve_adapter_requests\{adapter="(.*)",state="(.*)"\} (.*)$', text, re.MULTILINE
+    )
+    return {(name, state): float(value) for name, state, value in found}
+
+
+async def test_requests_are_counted_by_adapter(served: Served, engine: FakeEngine) -> None:
+    assert await requests_by_adapter(served) == {}
+    await added(served, "task", lora())
+    await added(served, "tone", soft_prompt())
+    idle = {(name, state): 0.0 for name in ("task", "tone") for state in ("waiting", "running")}
+    assert await requests_by_adapter(served) == idle
+
+    engine.hold()
+    asked = [
+        asyncio.create_task(served.generate("a", **fields))
+        for fields in ({}, {"adapter": "task"}, {"adapter": "task", "soft_prompt": "tone"})
+    ]
+    await until(lambda: len(engine.open) == 3)
+    waiting = {("task", "waiting"): 2.0, ("tone", "waiting"): 1.0}
+    assert await requests_by_adapter(served) == idle | waiting
+
+    engine.release()
+    await asyncio.gather(*asked)
+    assert await requests_by_adapter(served) == idle
+
+
+async def test_a_request_with_tokens_counts_as_running(served: Served, engine: FakeEngine) -> None:
+    await added(served, "task", lora())
+    async with served.app.state.service.admit(
+        GenerationRequest("id", 1, resolve_sampling(), adapter="task")
+    ) as (adapters, ledger):
+        prompts = [prompt_of(0, [1, 2], adapters)]
+        request = GenerationRequest("id", 1, resolve_sampling())
+        async with aclosing(served.app.state.service.complete(request, prompts, ledger)) as chunks:
+            await anext(chunks)
+            running = {("task", "waiting"): 0.0, ("task", "running"): 1.0}
+            assert await requests_by_adapter(served) == running
+
+
+async def test_a_removed_adapter_leaves_no_metric(served: Served) -> None:
+    await added(served, "task", lora())
+    await served.generate(adapter="task")
+    assert (await served.generate(adapter="nobody")).status_code == 404
+
+    await served.client.delete("/adapters/task")
+
+    assert await requests_by_adapter(served) == {}

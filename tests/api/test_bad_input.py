@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import Route
 
 from tests.api.support import Served, error_of, serving
 from tests.bad_bodies import BAD_BODIES
@@ -42,6 +43,9 @@ def test_bad_bodies_have_names_of_their_own() -> None:
           "there is no field a3: GET /docs lists the fields; and 2 more")),
         ({"stop": list("abcdefghi")},
          "stop asks for 9 stop strings and the limit is 8: send fewer"),
+        ({"stop": ["a", "<|end|>\n"]},
+         ("stop has '<|end|>\\n', which never comes: the text of a completion leaves the special "
+          "token <|end|> out; give that alone to stop there")),
         ({"n": 17, "temperature": 1},
          "n asks for 17 completions of each prompt and the limit is 16: send fewer"),
         ({"prompt": ["a"] * 32, "n": 16, "temperature": 1},
@@ -90,14 +94,57 @@ async def test_the_prompt_at_fault_is_named(served: Served) -> None:
     assert response.json()["error"]["message"].startswith("prompt 1 has 300 tokens")
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
-async def test_wrong_content_type(served: Served, content_type: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "body", "which"),
+    [
+        ("/generate", {"prompt": "a" * 3000}, "the prompt"),
+        ("/generate", {"prompt": ["a", "a" * 3000]}, "prompt 1"),
+        ("/inspect", {"prompt": "a" * 3000}, "the prompt"),
+        # The fake's chat template is 25 characters.
+        (
+            "/generate",
+            {"prompt": "a", "use_chat_template": True, "system": "a" * 2974},
+            "the prompt",
+        ),
+    ],
+)
+async def test_what_cannot_fit_is_refused_before_it_is_tokenized(
+    served: Served, engine: FakeEngine, path: str, body: dict[str, Any], which: str
+) -> None:
+    response = await served.client.post(path, json=body)
+    assert error_of(response) == (422, "context_window_exceeded", "prompt")
+    assert response.json()["error"]["message"] == (
+        f"{which} has 3,000 tokens or more; the context window is 256: "
+        "shorten the prompt by at least 2,744 tokens"
+    )
+    assert [text for text in engine.tokenized if len(text) > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("content_type", "said"),
+    [
+        ("text/plain; charset=utf-8", "as text/plain"),
+        ("application/x-www-form-urlencoded", "as application/x-www-form-urlencoded"),
+        ("Multipart/Form-Data; boundary=b", "as multipart/form-data"),
+        ("", "without a content-type"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/generate", "/inspect", "/icl/render", "/adapters/x/rollback"])
+async def test_wrong_content_type(served: Served, path: str, content_type: str, said: str) -> None:
     headers = {"content-type": content_type} if content_type else {}
-    response = await served.client.post("/generate", content=b'{"prompt": "a"}', headers=headers)
+    response = await served.client.post(path, content=b'{"prompt": "a"}', headers=headers)
     assert error_of(response) == (422, "invalid_request", None)
     assert response.json()["error"]["message"] == (
-        "the body must be a JSON object, sent with content-type: application/json"
+        f"the body was sent {said}, and JSON is wanted: add the header content-type: "
+        "application/json (curl -H 'content-type: application/json')"
     )
+
+
+@pytest.mark.parametrize("content_type", ["Application/JSON", "application/json; Charset=UTF-8"])
+async def test_media_types_are_in_any_case(served: Served, content_type: str) -> None:
+    headers = {"content-type": content_type}
+    response = await served.client.post("/generate", content=b'{"prompt": "a"}', headers=headers)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("text", ["tab\tline\r\n", "\u00e9\U0001f600", "\u200f", "\ufffe"])
@@ -127,6 +174,34 @@ async def test_wrong_address(
     assert response.json() == {"error": {"type": type, "message": message, "param": None}}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/adapters/x", "DELETE, GET, HEAD, PUT"),
+        ("POST", "/icl/templates/x", "DELETE, GET, HEAD, PUT"),
+        ("GET", "/generate", "POST"),
+        ("HEAD", "/generate", "POST"),
+        ("POST", "/health/ready", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(
+    served: Served, method: str, path: str, allowed: str
+) -> None:
+    response = await served.client.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
+async def test_head_on_whatever_has_get(served: Served) -> None:
+    routes = [route for route in served.app.routes if isinstance(route, Route)]
+    paths = {route.path for route in routes if "GET" in (route.methods or ())}
+    assert {"/health/ready", "/metrics", "/adapters/{name}", "/docs"} <= paths
+    for path in paths:
+        get, head = await served.client.get(path), await served.client.head(path)
+        assert get.status_code == head.status_code != 405, path
+        assert get.headers["content-type"] == head.headers["content-type"], path
+
+
 TOO_LARGE = {
     "error": {
         "type": "body_too_large",
@@ -152,7 +227,6 @@ async def test_body_over_the_limit(path: str, chunked: bool) -> None:
     async with serving(max_body_bytes=1000) as served:
         response = await _post(served, path, body, chunked)
         assert (response.status_code, response.json()) == (413, TOO_LARGE)
-        assert response.headers["connection"] == "close"
 
 
 async def test_a_form_has_no_other_limit_where_none_is_wanted() -> None:

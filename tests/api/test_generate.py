@@ -92,6 +92,7 @@ async def test_chat_template_and_system(served: Served) -> None:
         ({"stop": ["h"]}, "", "stop", 1),
         ({"min_new_tokens": 13, "max_new_tokens": 20}, "hello worldhe", "stop", 14),
         ({"ignore_eos": True, "max_new_tokens": 14}, "hello worldhel", "length", 14),
+        ({"ignore_eos": True, "stop": "<|end|>"}, "hello world", "stop", 12),
     ],
 )
 async def test_where_a_completion_ends(

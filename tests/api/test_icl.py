@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from app.engine.protocol import Prompt
@@ -182,6 +183,14 @@ async def test_an_input_that_cannot_fit(icl: Icl) -> None:
     assert second.json()["error"]["message"].startswith("inputs 1 with zero shots")
 
 
+async def test_an_input_that_cannot_fit_is_refused_before_it_is_tokenized(icl: Icl) -> None:
+    response = await icl.post("render", inputs={"text": "x" * 3000})
+    assert error_of(response) == (422, "context_window_exceeded", "inputs")
+    message = response.json()["error"]["message"]
+    assert message.startswith("the prompt of inputs has 3,0")
+    assert " tokens or more; the context window is 256: shorten the inputs by at least " in message
+
+
 async def test_controls_of_the_request_come_before_those_of_the_template(icl: Icl) -> None:
     template = TEMPLATE | {"temperature": 0.5, "top_k": 3, "stop": ["#"], "seed": 3}
     sampling = (await icl.generate(template=template))["sampling"]
@@ -302,6 +311,13 @@ async def test_a_template_in_yaml(icl: Icl) -> None:
     response = await put("/icl/templates/a", content=YAML, headers=headers)
     assert response.status_code == 200
     assert response.json()["live"] == (await icl.put("b")).json()["live"]
+    in_upper_case = {"content-type": "Application/YAML; charset=UTF-8"}
+    plain = yaml.safe_dump(TEMPLATE).encode()
+    assert (await put("/icl/templates/c", content=plain, headers=in_upper_case)).status_code == 200
+    for other in ({}, {"content-type": "application/x-www-form-urlencoded"}):
+        told = await put("/icl/templates/c", content=b"input_variables: [text]", headers=other)
+        assert error_of(told) == (422, "invalid_request", None)
+        assert "content-type: application/yaml" in told.json()["error"]["message"]
     for bomb in (b"a: &a [b]\nc: *a", b"[" * 100_000, b"a: !!python/name:os.system", b"\xff"):
         refused = await put("/icl/templates/a", content=bomb, headers=headers)
         assert error_of(refused)[:2] == (422, "template_rejected")
@@ -402,7 +418,6 @@ def _with(**fields: Any) -> dict[str, Any]:
         ({"shots": 1.5}, 422, "invalid_request", "shots"),
         ({"shots": True}, 422, "invalid_request", "shots"),
         ({"shots": "many"}, 422, "invalid_request", "shots"),
-        ({"shots": None}, 422, "invalid_request", "shots"),
         ({"shots": 10**30}, 422, "invalid_request", "shots"),
         ({"selection": "best"}, 422, "invalid_request", "selection"),
         ({"selection_seed": 1}, 422, "invalid_request", "selection_seed"),

@@ -59,7 +59,7 @@ def greedy_token_ids(client: httpx.Client, prompt: str, **body: Any) -> list[int
 
 def test_the_readme_answers_paris(client: httpx.Client) -> None:
     answer = generate(
-        client, prompt="What is the capital of France?", use_chat_template=True, max_new_tokens=20
+        client, prompt="Tell me the capital of France.", use_chat_template=True, max_new_tokens=20
     )
 
     assert answer["completions"] == [
@@ -108,7 +108,7 @@ def test_the_chat_template_and_system_message_are_the_models_own(
 ) -> None:
     messages = [
         {"role": "system", "content": "You answer in French."},
-        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "user", "content": "Tell me the capital of France."},
     ]
     written = reference.tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
@@ -117,7 +117,7 @@ def test_the_chat_template_and_system_message_are_the_models_own(
 
     by_template = generate(
         client,
-        prompt="What is the capital of France?",
+        prompt="Tell me the capital of France.",
         system="You answer in French.",
         use_chat_template=True,
         max_new_tokens=30,
@@ -193,8 +193,22 @@ def test_a_stop_string_ends_the_text_before_it(client: httpx.Client) -> None:
     assert completion["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("prompt", ["My secret text. caf\ufffd", "secret \ufffd\ufffd", "\ufffd"])
+def test_nothing_of_a_prompt_that_ends_in_a_replacement_character_comes_back(
+    client: httpx.Client, reference: Reference, prompt: str
+) -> None:
+    body = {"prompt": prompt, "max_new_tokens": 6, "ignore_eos": True, "stop": "secret"}
+    expected = reference.generate(prompt, max_new_tokens=6, min_new_tokens=6)
+
+    answer, streamed = generate(client, **body), stream(client, **body)
+
+    text = reference.tokenizer.decode(expected, skip_special_tokens=True)
+    assert text_of(answer) == streamed.text() == text
+    assert answer["completions"][0]["finish_reason"] == "length"
+
+
 def test_min_new_tokens_holds_back_the_end(client: httpx.Client) -> None:
-    question = {"prompt": "What is the capital of France?", "use_chat_template": True}
+    question = {"prompt": "Tell me the capital of France.", "use_chat_template": True}
     assert generate(client, **question)["usage"]["completion_tokens"] == 8
 
     longer = generate(client, **question, min_new_tokens=20, max_new_tokens=64)
@@ -213,7 +227,7 @@ def test_min_new_tokens_holds_back_a_stop_string(client: httpx.Client) -> None:
 def test_ignore_eos_goes_on_to_the_limit(client: httpx.Client) -> None:
     answer = generate(
         client,
-        prompt="What is the capital of France?",
+        prompt="Tell me the capital of France.",
         use_chat_template=True,
         ignore_eos=True,
         max_new_tokens=30,
@@ -221,6 +235,19 @@ def test_ignore_eos_goes_on_to_the_limit(client: httpx.Client) -> None:
 
     assert answer["completions"][0]["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 30
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>", ["nowhere", "<|im_end|>"]])
+def test_a_stop_string_that_is_a_special_token_stops(
+    client: httpx.Client, stop: str | list[str]
+) -> None:
+    question = {"prompt": "What is the capital of France?", "use_chat_template": True}
+
+    answer = generate(client, **question, ignore_eos=True, max_new_tokens=30, stop=stop)
+
+    assert text_of(answer) == "The capital of France is Paris."
+    assert answer["completions"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == 8
 
 
 def test_max_new_tokens_is_exact_when_nothing_stops_earlier(client: httpx.Client) -> None:
@@ -360,6 +387,7 @@ def test_metrics_hold_the_servers_and_vllms(client: httpx.Client) -> None:
     assert metric(client, generated) == before[generated] + 12
     assert metric(client, first_tokens) == before[first_tokens] + 1
     assert metric(client, "vllm:generation_tokens_total") >= 12
+    assert "vllm:lora_requests_info" not in client.get("/metrics").text
 
 
 def test_an_engine_argument_reaches_vllm(client: httpx.Client) -> None:

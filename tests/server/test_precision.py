@@ -161,7 +161,7 @@ def test_a_quantized_checkpoint_is_served_with_adapters(
         server.wait_until_ready()
         with with_adapters(server, peft_reference) as client:
             info = client.get("/info").json()
-            chat = generate(client, prompt="What is the capital of France?", use_chat_template=True)
+            chat = generate(client, prompt="Tell me the capital of France.", use_chat_template=True)
             got = [answers(client, PROMPTS[:4], **named) for named in NAMED]
 
     assert info["weights"]["precision"] == "int8"

@@ -70,6 +70,20 @@ def unknown_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def remove_tokenizer(folder: Path) -> None:
+    for file in folder.glob("*"):
+        if file.name not in ("config.json", "model.safetensors"):
+            file.unlink()
+
+
+def remove_tokenizer_of_qwen2(folder: Path) -> None:
+    """Its class makes a tokenizer without words of an empty folder."""
+    remove_tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -77,6 +91,8 @@ def unknown_architecture(folder: Path) -> None:
         (remove_weights, "has no *.safetensors"),
         (truncate_weights, "is damaged"),
         (unknown_architecture, "vLLM cannot serve"),
+        (remove_tokenizer, "tokenizer"),
+        (remove_tokenizer_of_qwen2, "has no tokenizer that knows any word: copy the tokenizer's"),
     ],
 )
 def test_a_damaged_model(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:

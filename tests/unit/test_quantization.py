@@ -28,6 +28,7 @@ from app.errors import ModelNotFound, ModelNotLoadable, QuantizationFailed
 from app.quantization.calibration import round_activations
 from app.quantization.checkpoint import quantize_checkpoint
 from app.quantization.gptq import InputStatistics, quantize
+from app.settings import Settings
 
 # PyTorch's own, when transformers imports a part of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -119,7 +120,11 @@ def test_the_folder_is_one_that_is_served(source: Path, quantized: Path) -> None
     config = json.loads((quantized / "config.json").read_text())
     scheme = config.pop("quantization_config")
     assert config.pop(QUANTIZED_FROM) == "tiny"
-    assert base_names("served", quantized) == {"served", "tiny-w8a8", "tiny"}
+    assert base_names(Settings(served_model_name="served"), quantized) == {
+        "served",
+        "tiny-w8a8",
+        "tiny",
+    }
 
     assert config == json.loads((source / "config.json").read_text())
     assert (scheme["quant_method"], scheme["format"]) == ("compressed-tensors", "int-quantized")

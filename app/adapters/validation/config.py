@@ -105,10 +105,7 @@ class AdapterConfig(BaseModel):
     """What every adapter has. `unsupported` says what to do instead of setting a field."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
-    unsupported: ClassVar[dict[str, str]] = {
-        "modules_to_save": "the base model's own weights are shared by all: train with "
-        "modules_to_save=None",
-    }
+    unsupported: ClassVar[dict[str, str]] = {}
 
     task_type: Annotated[
         Literal["CAUSAL_LM"] | None, _expected("CAUSAL_LM, because this server generates text")
@@ -130,7 +127,7 @@ class LoRAConfig(AdapterConfig):
     """A LoRA. Where `target_modules` is one text, it is a regular expression."""
 
     # What PEFT's LoRA has and vLLM has not (its lora/peft_helper.py).
-    unsupported: ClassVar[dict[str, str]] = AdapterConfig.unsupported | {
+    unsupported: ClassVar[dict[str, str]] = {
         "use_dora": "the engine cannot run DoRA: train with use_dora=False",
         "lora_bias": "the engine adds no bias: train with lora_bias=False",
         "alora_invocation_tokens": "the engine applies a LoRA to every token: train a plain LoRA",
@@ -145,9 +142,11 @@ class LoRAConfig(AdapterConfig):
         "monteclora_config": "MonteCLoRA samples its weights: train a plain LoRA",
     }
 
-    bias: Annotated[Literal["none"], _expected("'none', because the engine adds no biases")] = (
-        "none"
-    )
+    # What was trained of the base model itself, if anything, is in the tensors.
+    bias: Annotated[
+        Literal["none", "all", "lora_only"] | None, _expected("'none', 'all' or 'lora_only'")
+    ] = None
+    modules_to_save: Annotated[list[str] | None, _expected("a list of names or null")] = None
     init_lora_weights: Annotated[
         bool | str | None, AfterValidator(_check_init), _expected("true, false or a name")
     ] = None

@@ -61,7 +61,7 @@ def check_lora(
     for module, rank in ranks.items():
         scaling = alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
         _check_pair(tensors, module, architecture.modules[module], rank, scaling)
-    notes = tuple(_check_targets(config, modules, architecture))
+    notes = (*_check_targets(config, modules, architecture), *_untrained(config))
     return CheckedLoRA(ranks, notes, _config_changes(config, ranks, alphas))
 
 
@@ -132,15 +132,19 @@ def _config_changes(
     config: LoRAConfig, ranks: Mapping[str, int], alphas: Mapping[str, float]
 ) -> dict[str, Any]:
     """What the engine is to go by, in place of patterns that it would run, and without limits."""
-    if config.target_modules and not config.rank_pattern and not config.alpha_pattern:
-        return {}
-    rank = max(ranks.values())
-    return {
-        "r": rank,
-        "rank_pattern": pattern_for_each(ranks, rank),
-        "alpha_pattern": pattern_for_each(alphas, config.lora_alpha),
-        "target_modules": config.target_modules or last_names(ranks),
-    }
+    changes: dict[str, Any] = {}
+    if config.rank_pattern or config.alpha_pattern or not config.target_modules:
+        rank = max(ranks.values())
+        changes |= {
+            "r": rank,
+            "rank_pattern": pattern_for_each(ranks, rank),
+            "alpha_pattern": pattern_for_each(alphas, config.lora_alpha),
+            "target_modules": config.target_modules or last_names(ranks),
+        }
+    # The engine refuses the mere mention.
+    if config.modules_to_save:
+        changes["modules_to_save"] = None
+    return changes
 
 
 def last_names(modules: Iterable[str]) -> list[str]:
@@ -225,6 +229,15 @@ def _check_targets(
             f"target_modules names {len(absent):,} modules for which there are no tensors, as "
             f"{shown(absent[0])}: they are served as in the base model"
         )
+
+
+def _untrained(config: LoRAConfig) -> Iterator[str]:
+    """Notes on parts of the base model that the training could have changed, and has not."""
+    if config.modules_to_save:
+        some = ", ".join(map(shown, config.modules_to_save[:MAX_NAMES_SHOWN]))
+        yield f"modules_to_save names {some}, which are as in the base model"
+    if config.bias not in (None, "none"):
+        yield f"bias is {config.bias!r}, and the biases are those of the base model"
 
 
 def _absent(

@@ -13,8 +13,9 @@ PREFIX = "base_model.model."
 PREFIXES = (PREFIX, "base_model.")
 # What training frameworks put around a module: torch.compile, FSDP, checkpointing, DeepSpeed.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-# DistributedDataParallel's: only where no module of the model is called so.
-MODULE = "module"
+# DistributedDataParallel's, and what a multimodal model calls its text model: where the model's own
+# name has no such part.
+OUTER = {"module", "language_model"}
 HALF = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<linear>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
     r"|lora_embedding_(?P<embedding>[AB])(?:\.(?P<adapter_of_embedding>[^.]+))?)"
@@ -53,7 +54,7 @@ class Tensors:
         if renamed:
             there, name = renamed[0]
             yield (
-                f"{len(renamed):,} tensors are named as a training framework wraps them, and were "
+                f"{len(renamed):,} tensors have names with wrappers around PEFT's, and were "
                 f"read by PEFT's names: {shown(there)} as {shown(name)}"
             )
 
@@ -87,7 +88,8 @@ def named_as_peft_does(weights: Any, architecture: Architecture) -> Tensors:
 def module_of(name: str, architecture: Architecture) -> str | None:
     """The model's module that a wrapped name can only mean."""
     unwrapped = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-    for candidate in (unwrapped, ".".join(p for p in unwrapped.split(".") if p != MODULE)):
+    inside = ".".join(part for part in unwrapped.split(".") if part not in OUTER)
+    for candidate in (unwrapped, inside):
         for prefix in PREFIXES:
             inner = candidate.rpartition(prefix)[2]
             if inner in architecture.modules:

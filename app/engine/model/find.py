@@ -9,6 +9,8 @@ from app.errors import ModelNotFound, ModelNotLoadable
 from app.settings import Settings
 
 INDEX_FILE = "model.safetensors.index.json"
+# Of config.json: transformers writes the name or path that a model was loaded by.
+SAVED_FROM = "_name_or_path"
 WEIGHTS_AND_TOKENIZER = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -24,7 +26,7 @@ def find_model(settings: Settings) -> tuple[str, Path]:
         name = default_model.NAME
     elif (folder := Path(settings.model).expanduser()).is_dir():
         folder = folder.resolve()
-        name = folder.name
+        name = _hub_id_in_cache(folder) or folder.name
     else:
         folder = _download(settings.model)
         name = settings.model
@@ -64,10 +66,27 @@ def _download(model: str) -> Path:
         ) from error
 
 
-def base_names(name: str, folder: Path) -> set[str]:
-    """What adapters may call their base model: as it is served, or before it was quantized."""
+def base_names(settings: Settings, folder: Path) -> set[str]:
+    """What adapters may call their base model, which goes by many names.
+
+    As it is served, as `--model` gives it, its folder, its hub id with and without the owner, what
+    it was saved from, and what it was quantized from.
+    """
     config = json.loads((folder / "config.json").read_bytes())
-    return {name, folder.name, str(config.get(QUANTIZED_FROM, folder.name))}
+    hub_id = _hub_id_in_cache(folder) or ""
+    names = {
+        *(settings.served_model_name, settings.model, folder.name),
+        *(hub_id, hub_id.rpartition("/")[2]),
+        *(config.get(field) for field in (SAVED_FROM, QUANTIZED_FROM)),
+    }
+    return {name for name in names if isinstance(name, str) and name}
+
+
+def _hub_id_in_cache(folder: Path) -> str | None:
+    """The hub id of a folder in the hub's cache, `models--OWNER--NAME/snapshots/REVISION`."""
+    kind, *parts = folder.parent.parent.name.split("--")
+    in_cache = folder.parent.name == "snapshots" and kind == "models"
+    return "/".join(parts) if in_cache else None
 
 
 def check_model_folder(folder: Path) -> None:

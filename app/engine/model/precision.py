@@ -171,4 +171,4 @@ def _why_best(device: Device) -> str:
         return "it is as good as fp32 on CUDA, and twice as fast"
     if device.has_bf16:
         return "this CPU has BF16 instructions, and measured fastest with them"
-    return "this CPU has no BF16 instructions that vLLM uses rightly: fp32 measured fastest"
+    return "this CPU has no BF16 instructions: fp32 measured fastest"

@@ -37,6 +37,16 @@ from app.engine.vllm.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE, MODALITY
 
 # vLLM keeps what it learned of a class on disk, under the class's name and the digest of this file.
 _PREFIX = "SoftPrompts_" + vllm.__version__.replace(".", "_") + "_"
+# Their layers look at the token ids as well, which a row of a soft prompt does not have: embeddings
+# of each layer, of n-grams, or experts that are chosen by the token.
+_NEED_TOKEN_IDS = frozenset(
+    {
+        "DeepseekV4ForCausalLM",
+        "Gemma3nForCausalLM",
+        "Gemma4ForCausalLM",
+        "LongcatFlashNgramForCausalLM",
+    }
+)
 
 
 def register() -> None:
@@ -65,7 +75,8 @@ def _make_class(architecture: str) -> type[torch.nn.Module]:
     if not module.startswith("vllm."):
         module = f"vllm.model_executor.models.{module}"
     stock: type[torch.nn.Module] = getattr(import_module(module), class_name)
-    return _with_soft_prompts(stock) if _takes_embeddings(stock) else stock
+    takes_rows = architecture not in _NEED_TOKEN_IDS and _takes_embeddings(stock)
+    return _with_soft_prompts(stock) if takes_rows else stock
 
 
 def _takes_embeddings(stock: type[torch.nn.Module]) -> bool:
@@ -115,7 +126,12 @@ class _Limits(BaseProcessingInfo):  # type: ignore[misc]
     """One soft prompt in a prompt, of so many rows: it sizes the cache that holds them."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        return {MODALITY: 1}
+        """Of no modality, a model is a text model like any other."""
+        config = self.ctx.model_config
+        width = config.get_inputs_embeds_size()
+        # Only OPT, of vLLM's text models, can have another: its runner's buffer is `width` wide.
+        is_narrow = getattr(config.hf_config, "word_embed_proj_dim", width) != width
+        return {} if is_narrow else {MODALITY: 1}
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]

@@ -19,13 +19,12 @@ def describe_architecture(
     names: Iterable[str], config: "VllmConfig", settings: Settings
 ) -> Architecture:
     """The architecture of the model that vLLM runs with this config."""
-    modules = modules_of(config.model_config.hf_config)
     return Architecture(
         names=frozenset(names),
         hidden_size=config.model_config.get_inputs_embeds_size(),
-        modules=modules,
+        modules=modules_of(config.model_config.hf_config),
         no_loras=_why_no_loras(config, settings),
-        no_soft_prompts=_why_no_soft_prompts(config.model_config, modules, settings),
+        no_soft_prompts=_why_no_soft_prompts(config.model_config, settings),
         folder=Path(config.model_config.model),
     )
 
@@ -54,6 +53,20 @@ def _shape(module: "nn.Module") -> ModuleShape | None:
     return None
 
 
+def why_vllm_runs_no_loras(config: "ModelConfig") -> str | None:
+    """The reason that lies in the model, None where vLLM runs LoRAs on it."""
+    from vllm.model_executor.model_loader.utils import get_model_cls
+    from vllm.model_executor.models.interfaces import supports_lora
+    from vllm.platforms import current_platform
+
+    if not supports_lora(get_model_cls(config)):
+        return f"vLLM runs no LoRA on {config.architecture}"
+    # Its LoRA layer of experts is in Triton, and dies at the first request, adapter or not.
+    if config.get_num_experts() > 1 and current_platform.is_cpu():
+        return f"vLLM runs no LoRA on a mixture of experts ({config.architecture}) on a CPU"
+    return None
+
+
 def _why_no_loras(config: "VllmConfig", settings: Settings) -> str | None:
     if config.lora_config is not None:
         return None
@@ -61,12 +74,10 @@ def _why_no_loras(config: "VllmConfig", settings: Settings) -> str | None:
         return "this server runs without LoRAs: start it with --max-loras above 0"
     if not loads_plugin():
         return NO_PLUGIN
-    return f"vLLM runs no LoRA on {config.model_config.architecture}: use a soft prompt"
+    return why_vllm_runs_no_loras(config.model_config)
 
 
-def _why_no_soft_prompts(
-    config: "ModelConfig", modules: dict[str, ModuleShape], settings: Settings
-) -> str | None:
+def _why_no_soft_prompts(config: "ModelConfig", settings: Settings) -> str | None:
     from vllm.model_executor.model_loader.utils import get_model_cls
 
     from app.engine.plugin import soft_prompt_models
@@ -76,8 +87,7 @@ def _why_no_soft_prompts(
     if not loads_plugin():
         return NO_PLUGIN
     if get_model_cls(config).__module__ != soft_prompt_models.__name__:
-        return f"vLLM's {config.architecture} takes no embeddings in place of tokens: use a LoRA"
-    width = config.get_inputs_embeds_size()
-    if not any(m.kind == "embedding" and m.out_features == width for m in modules.values()):
-        return f"the embeddings of {config.model} are not as wide as its hidden states: use a LoRA"
+        return f"vLLM's {config.architecture} takes no embeddings in place of tokens"
+    if not config.supports_multimodal_inputs:
+        return f"the embeddings of {config.model} are not as wide as its hidden states"
     return None

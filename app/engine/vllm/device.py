@@ -13,12 +13,11 @@ def this_device() -> Device:
             is_cpu=False, has_bf16=current_platform.has_device_capability(80), has_int8=True
         )
     features = torch.cpu.get_capabilities()
-    # With AMX tiles, vLLM 0.32 on a CPU answers wrongly in BF16 (it is its attention: the products
-    # alone are right), and rightly as soon as it is told that there are none.
-    has_bf16 = features.get("avx512_bf16") or features.get("bf16")
     is_x86 = features.get("architecture") == "x86_64"
     return Device(
         is_cpu=True,
-        has_bf16=bool(has_bf16 and not features.get("amx_tile")),
+        has_bf16=bool(
+            features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16")
+        ),
         has_int8=bool(features.get("avx512_vnni") or features.get("avx_vnni") or not is_x86),
     )

@@ -8,9 +8,8 @@ outputs between softserve's language and vLLM's. `vllm` itself is imported insid
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import replace
-from functools import partial
 from math import ceil
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -24,21 +23,23 @@ from pydantic import ValidationError
 from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
+from app.engine.proof import prove
 from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
-from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture
+from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_vllm_runs_no_loras
 from app.engine.vllm.arguments import parse_engine_arguments
 from app.engine.vllm.device import this_device
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
-from app.engine.vllm.loras import LoRAs, engine_rank
+from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
 from app.engine.vllm.soft_prompts import SoftPrompts
 from app.engine.vllm.threads import run_in_daemon_thread
+from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.settings import Settings
 from softserve.schema.controls import CONTROLS, Sampling
 from softserve.schema.generation import FinishReason
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -48,7 +49,6 @@ log = structlog.get_logger(__name__)
 WORKER = "app.engine.plugin.worker.Worker"
 GIB = 1 << 30
 STOP_TIMEOUT_SECONDS = 10.0
-SHORT_TEXT_LENGTH = 4096
 
 
 class VLLMEngine:
@@ -57,7 +57,7 @@ class VLLMEngine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._llm: AsyncLLM | None = None
-        self._tokenizer: Any = None
+        self._tokenizer: Tokenizer
         self._name: str
         self._weight_format: WeightFormat
         self._loras: LoRAs
@@ -85,6 +85,7 @@ class VLLMEngine:
         await run_in_daemon_thread(self._load)
         self._architecture = await _with_unadapted(self.architecture, self._running)
         self._info = await _describe(self._name, self._weight_format, self._running)
+        await prove(self)
 
     async def stop(self) -> None:
         # Forget it here: otherwise its destructor runs when the interpreter is half gone.
@@ -108,15 +109,15 @@ class VLLMEngine:
             self._llm = _start_async_llm(folder, self._settings)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        from vllm.tokenizers import cached_tokenizer_from_config
+        from app.engine.vllm.detokenizer import keep_prompts_out_of_completions
 
-        # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
-        # caller comes before the first is done.
-        self._tokenizer = cached_tokenizer_from_config(self._llm.model_config)
+        keep_prompts_out_of_completions()
+        self._tokenizer = _tokenizer_of(folder, self._llm.model_config)
+        withdraw_metric(self._llm)
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
         self._architecture = describe_architecture(
-            base_names(self._name, folder), self._llm.vllm_config, self._settings
+            base_names(self._settings, folder), self._llm.vllm_config, self._settings
         )
         # What is loaded now stays: keep the garbage collector from walking it again and again.
         gc.collect()
@@ -124,44 +125,19 @@ class VLLMEngine:
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        added = self._tokenizer.added_tokens_decoder.values()
-        return frozenset(self._tokenizer.all_special_tokens) | {
-            token.content for token in added if token.special
-        }
+        return self._tokenizer.special_tokens
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        encode = partial(
-            self._tokenizer.encode, add_special_tokens=add_special_tokens, verbose=False
-        )
-        return await _off_the_loop_if_long(text, encode)
+        return await self._tokenizer.tokenize(text, add_special_tokens=add_special_tokens)
+
+    async def fewest_tokens(self, text: str) -> int:
+        return await self._tokenizer.fewest_tokens(text)
 
     def chat_prompt(self, user: str, system: str | None) -> str:
-        from jinja2.exceptions import TemplateError
-
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise InvalidRequest(
-                "this model has no chat template: write the whole prompt yourself and leave "
-                "use_chat_template out",
-                param="use_chat_template",
-            )
-        messages = [{"role": "user", "content": user}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages ({error}): "
-                "leave system out, or use_chat_template",
-                param="use_chat_template",
-            ) from error
-        return text
+        return self._tokenizer.chat_prompt(user, system)
 
     def token_text(self, token_id: int) -> str:
-        text: str = self._tokenizer.decode([token_id])
-        return text
+        return self._tokenizer.token_text(token_id)
 
     async def load_adapter(self, adapter: AdapterFiles) -> None:
         if adapter.kind == "lora":
@@ -178,7 +154,9 @@ class VLLMEngine:
     async def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
-        params = _sampling_params(decoding.sampling, decoding.logprobs)
+        # A special token is not in the text, where stop strings are looked for.
+        stop_ids = self._tokenizer.ids_of_special_tokens(decoding.sampling.stop)
+        params = _sampling_params(decoding.sampling, decoding.logprobs, stop_ids)
         async for output in self._outputs(request_id, prompt, params):
             for completion in output.outputs:
                 yield _chunk(prompt, output, completion, decoding.logprobs)
@@ -236,17 +214,8 @@ class VLLMEngine:
         return self._llm
 
 
-async def _off_the_loop_if_long(text: str, encode: Callable[[str], list[int]]) -> list[int]:
-    """Encode a text; in a thread where that takes longer than the way there and back."""
-    if len(text) <= SHORT_TEXT_LENGTH:
-        return encode(text)
-    return await asyncio.to_thread(encode, text)
-
-
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.model_executor.model_loader.utils import get_model_cls
-    from vllm.model_executor.models.interfaces import supports_lora
     from vllm.v1.engine.async_llm import AsyncLLM
 
     device = this_device()
@@ -259,7 +228,7 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
         raise ModelNotLoadable(f"--precision int8 needs softserve's plugin, and {NO_PLUGIN}")
     try:
         config = _engine_config(arguments)
-        if config.lora_config and not supports_lora(get_model_cls(config.model_config)):
+        if config.lora_config and why_vllm_runs_no_loras(config.model_config):
             config = _engine_config(arguments | {"enable_lora": False})
     # vLLM refuses a model or an argument with whatever its check happens to raise.
     except Exception as error:
@@ -268,12 +237,32 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
         raise ModelNotLoadable(
             f"{folder} is a mixture of experts, which --precision int8 cannot quantize: use bf16"
         )
+    # A folder without one is refused now, not after its weights are loaded.
+    _tokenizer_of(folder, config.model_config)
     try:
         return AsyncLLM.from_vllm_config(config)
     except Exception as error:
         raise ModelNotLoadable(
             f"vLLM could not load {folder}: {_reason(error)} (the engine's own error is above)"
         ) from error
+
+
+def _tokenizer_of(folder: Path, config: "ModelConfig") -> Tokenizer:
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    advice = "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) there"
+    try:
+        # Not `AsyncLLM.get_tokenizer`: that one copies itself, for half a second, whenever a second
+        # caller comes before the first is done.
+        tokenizer = Tokenizer(cached_tokenizer_from_config(config))
+        makes_tokens = tokenizer.makes_tokens
+    except Exception as error:
+        raise ModelNotLoadable(
+            f"the tokenizer of {folder} cannot be used ({_reason(error)}): {advice}"
+        ) from error
+    if not makes_tokens:
+        raise ModelNotLoadable(f"{folder} has no tokenizer that knows any word: {advice}")
+    return tokenizer
 
 
 def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
@@ -364,12 +353,15 @@ def _reason(error: Exception) -> str:
 VLLM_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
 
-def _sampling_params(sampling: Sampling, logprobs: int | None) -> "SamplingParams":
+def _sampling_params(
+    sampling: Sampling, logprobs: int | None, stop_token_ids: list[int]
+) -> "SamplingParams":
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     controls = {VLLM_NAMES.get(name, name): getattr(sampling, name) for name in CONTROLS}
     return SamplingParams(
         **controls | {"top_k": sampling.top_k or 0, "stop": list(sampling.stop)},
+        stop_token_ids=stop_token_ids,
         logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA,
     )

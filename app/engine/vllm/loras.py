@@ -7,6 +7,7 @@ import structlog
 
 from app.engine.protocol import AdapterFiles
 from app.errors import AdapterRejected, EngineDied
+from app.telemetry.metrics import withdraw
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +24,20 @@ FIRST_ID = 1 << 20
 def engine_rank(max_rank: int) -> int:
     """The smallest rank that vLLM makes room for and that `max_rank` fits in."""
     return next((rank for rank in RANKS if rank >= max_rank), RANKS[-1])
+
+
+def withdraw_metric(llm: "AsyncLLM") -> None:
+    """Serve no `vllm:lora_requests_info`.
+
+    It has a series for every combination of adapters that ever ran together, by digest, for ever;
+    `softserve_adapter_requests` says the same by name.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    for stat_logger in llm.logger_manager.stat_loggers:
+        if isinstance(stat_logger, PrometheusStatLogger) and stat_logger.gauge_lora_info:
+            withdraw(stat_logger.gauge_lora_info)
+            stat_logger.gauge_lora_info = None
 
 
 class LoRAs:

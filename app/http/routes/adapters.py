@@ -1,27 +1,34 @@
 """`/adapters`: show and change the adapters."""
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from app.adapters.staging import UploadedFile
-from app.errors import InvalidRequest
+from app.errors import AdapterRejected, InvalidRequest
 from app.http.administration import Administrator
 from app.http.answers import adapter_out
 from app.http.dependencies import ERRORS, NOT_FOUND, REFUSALS, TheAdapters, TheIntake, TheService
+from app.http.media_types import FORM, media_type
+from app.http.requests import json_body
 from softserve.schema.adapters import AdapterList, AdapterOut, AdapterSource
 from softserve.schema.versions import RollbackBody
 
 # PEFT writes up to a dozen files; a folder has one of each.
 MAX_FILES = 64
-MULTIPART = "multipart/form-data"
+MAX_SHOWN_NAME = 128
+SEPARATORS = re.compile(r"[/\\]")
+FILES_ARE_SENT_SO = "send the files with `curl -X PUT -F file=@PATH`"
+NEITHER_FILES_NOR_SOURCE = (
+    f"the body is neither a form nor a source in JSON: {FILES_ARE_SENT_SO}, an archive too, or "
+    'say where the server finds them with {"source": "..."} and content-type: application/json'
+)
 
 UPLOAD_SCHEMA = {
     "type": "object",
@@ -62,7 +69,7 @@ async def show_adapter(name: str, adapters: TheAdapters) -> AdapterOut:
         "requestBody": {
             "required": True,
             "content": {
-                MULTIPART: {"schema": UPLOAD_SCHEMA},
+                FORM: {"schema": UPLOAD_SCHEMA},
                 "application/json": {"schema": AdapterSource.model_json_schema()},
             },
         }
@@ -73,7 +80,7 @@ async def put_adapter(
 ) -> AdapterOut:
     """It is checked, stored, loaded, and then live: the very next request uses it."""
     service.check_serving()
-    if request.headers.get("content-type", "").startswith(MULTIPART):
+    if media_type(request.headers) == FORM:
         async with _form(request) as form:
             files, force = _parse_form(form)
             return adapter_out(adapters, await intake.add_upload(name, files, force=force))
@@ -121,9 +128,7 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
     except (MultiPartException, HTTPException) as error:
         if isinstance(error, HTTPException) and error.status_code != 400:
             raise
-        raise InvalidRequest(
-            "the body is not a multipart form: send the files with `curl -F file=@PATH`"
-        ) from error
+        raise InvalidRequest(f"the body is not a multipart form: {FILES_ARE_SENT_SO}") from error
     try:
         yield form
     finally:
@@ -131,26 +136,53 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
 
 
 def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool]:
-    files, force = [], False
+    uploads, force = [], False
     for field, value in form.multi_items():
         if isinstance(value, UploadFile):
-            files.append(UploadedFile(value.filename or "", value.file))
-        elif field == "force" and value in {"true", "false"}:
-            force = value == "true"
+            uploads.append(value)
+        # A form has no null: a field that is left empty takes its place.
+        elif field == "force" and value.lower() in {"true", "false", ""}:
+            force = value.lower() == "true"
         elif field == "force":
             raise InvalidRequest("force is true or false", param="force")
+        elif field == "file":
+            raise InvalidRequest(
+                "file came without a file name, as a plain field: give its part a filename "
+                "(curl -F file=@PATH)",
+                param="file",
+            )
         else:
             raise InvalidRequest(
                 "a form has files, as `file=@PATH`, and `force`: remove the other fields",
                 param=field[:64],
             )
-    return files, force
+    return _named(uploads), force
+
+
+def _named(uploads: Iterable[UploadFile]) -> list[UploadedFile]:
+    """Each file by the last part of its name: a path says where it lay with the client (RFC 7578,
+    section 4.2).
+    """
+    by_name: dict[str, UploadFile] = {}
+    for upload in uploads:
+        name = SEPARATORS.split(upload.filename or "")[-1]
+        if name in by_name:
+            one, other = (_shown(each.filename) for each in (by_name[name], upload))
+            raise AdapterRejected(
+                f"the form has two files of the name {_shown(name)} ({one} and {other}): send the "
+                "files of one adapter, or pack its folder"
+            )
+        by_name[name] = upload
+    return [UploadedFile(name, upload.file) for name, upload in by_name.items()]
+
+
+def _shown(name: str | None) -> str:
+    return repr((name or "")[-MAX_SHOWN_NAME:])
 
 
 async def _parse_source(request: Request) -> AdapterSource:
     try:
-        return TypeAdapter(AdapterSource).validate_json(await request.body())
-    except ValidationError as error:
-        raise RequestValidationError(
-            [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
-        ) from error
+        return await json_body(AdapterSource, request, otherwise=NEITHER_FILES_NOR_SOURCE)
+    except HTTPException as error:
+        # No source is as large as a body may be.
+        raise HTTPException(error.status_code, NEITHER_FILES_NOR_SOURCE) from error

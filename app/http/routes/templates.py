@@ -4,8 +4,6 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from app.http.administration import Administrator
 from app.http.answers import template_out, template_summary
@@ -18,12 +16,17 @@ from app.http.dependencies import (
     TheWarming,
     json_answer,
 )
+from app.http.media_types import YAML, media_type
+from app.http.requests import json_body
 from app.templates.source import parse_yaml, validate_template
 from app.versions.records import FROM_UPLOAD
 from softserve.schema.templates import Template, TemplateList, TemplateOut
 from softserve.schema.versions import RollbackBody
 
-YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml")
+HOW_TO_SEND = (
+    "the body is not JSON, and was not sent as YAML: send YAML with the header content-type: "
+    "application/yaml (curl -H 'content-type: application/yaml' --data-binary @PATH)"
+)
 
 router = APIRouter(prefix="/icl/templates")
 
@@ -112,12 +115,6 @@ async def remove_template(name: str, service: TheService, templates: TheTemplate
 
 async def _parse_template(request: Request) -> Template:
     """The body, in JSON or in YAML."""
-    body = await request.body()
-    if request.headers.get("content-type", "").partition(";")[0].strip() in YAML_TYPES:
-        return validate_template(await asyncio.to_thread(parse_yaml, body))
-    try:
-        return Template.model_validate_json(body)
-    except ValidationError as error:
-        raise RequestValidationError(
-            [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
-        ) from error
+    if media_type(request.headers) in YAML:
+        return validate_template(await asyncio.to_thread(parse_yaml, await request.body()))
+    return await json_body(Template, request, otherwise=HOW_TO_SEND)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.adapters.roots import open_below
 from app.adapters.staging import UploadedFile, stage_files, stage_folder
 from app.errors import AdapterError, AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
@@ -351,8 +352,14 @@ def test_a_folder_that_is_too_large(source: Path, into: Path) -> None:
 
 
 def _link(file: Path) -> None:
-    file.rename(file.with_name("elsewhere"))
-    file.symlink_to(file.with_name("elsewhere"))
+    elsewhere = file.parent.with_name("elsewhere")
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+
+
+def _dangling_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
 
 
 def _fifo(file: Path) -> None:
@@ -369,13 +376,14 @@ def _folder(file: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (_link, "is a symbolic link"),
+        (_link, "is a link that leads outside"),
+        (_dangling_link, "is missing, or a link that leads nowhere"),
         (_fifo, "is not a regular file"),
         (_folder, "is not a regular file"),
         (Path.unlink, "is missing"),
         (lambda file: file.write_bytes(b""), "is empty"),
     ],
-    ids=["link", "pipe", "folder", "missing", "empty"],
+    ids=["link", "dangling", "pipe", "folder", "missing", "empty"],
 )
 def test_a_folder_with_something_else(
     source: Path, into: Path, name: str, change: Callable[[Path], Any], sentence: str
@@ -400,6 +408,166 @@ def test_no_folder(source: Path, into: Path) -> None:
     (source.with_name("elsewhere")).symlink_to(source)
     with pytest.raises(AdapterRejected, match="there is no such folder"):
         stage_folder(source.with_name("elsewhere"), into, MAX_ADAPTER_BYTES)
+
+
+# Folders of links: the hub's cache, and volumes of Kubernetes.
+
+
+def _hub_cache(repository: Path) -> Path:
+    """A snapshot of two links into the blobs."""
+    snapshot = repository / "snapshots" / "0123abcd"
+    for folder in (snapshot, repository / "blobs"):
+        folder.mkdir(parents=True)
+    for name, content in ADAPTER:
+        blob = repository / "blobs" / f"of-{name}"
+        blob.write_bytes(content)
+        (snapshot / name).symlink_to(f"../../blobs/{blob.name}")
+    return snapshot
+
+
+@pytest.fixture
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that may hold anything."""
+    return tmp_path_factory.mktemp("apart").resolve()
+
+
+@pytest.mark.parametrize("root", [".", "models--a--b", "models--a--b/snapshots"])
+def test_a_snapshot_of_the_hubs_cache(apart: Path, into: Path, root: str) -> None:
+    snapshot = _hub_cache(apart / "models--a--b")
+    stage_folder(snapshot, into, MAX_ADAPTER_BYTES, roots=[apart / root])
+    assert {file.name: file.read_bytes() for file in into.iterdir()} == dict(ADAPTER)
+
+
+def test_a_volume_of_kubernetes(apart: Path, into: Path) -> None:
+    """Each file is a link into `..data`, which is a link to a folder with the time in its name."""
+    (apart / "volume" / "..2026_01_01").mkdir(parents=True)
+    (apart / "volume" / "..data").symlink_to("..2026_01_01")
+    for name, content in ADAPTER:
+        (apart / "volume" / "..data" / name).write_bytes(content)
+        (apart / "volume" / name).symlink_to(f"..data/{name}")
+    stage_folder(apart / "volume", into, MAX_ADAPTER_BYTES, roots=[apart])
+    assert {file.name: file.read_bytes() for file in into.iterdir()} == dict(ADAPTER)
+
+
+@pytest.mark.parametrize("root", ["other", "models--a--b/snapshots/0123abcd/x"])
+def test_a_link_is_not_followed_out_of_the_roots(apart: Path, into: Path, root: str) -> None:
+    snapshot = _hub_cache(apart / "models--a--b")
+    (apart / root).mkdir(parents=True)
+    with pytest.raises(AdapterRejected, match="is a link that leads outside"):
+        stage_folder(snapshot, into, MAX_ADAPTER_BYTES, roots=[apart / root])
+    assert b"".join(file.read_bytes() for file in into.iterdir()) == b""
+
+
+def test_a_folder_that_becomes_a_link_after_it_was_judged(
+    apart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at a path and its opening, nobody can have it lead elsewhere."""
+    for folder in ("root/inside", "outside"):
+        (apart / folder).mkdir(parents=True)
+        (apart / folder / CONFIG_FILE).write_text(folder)
+    resolve = os.path.realpath
+
+    def swap(path: str | Path, *, strict: bool = False) -> str:
+        resolved = str(resolve(path, strict=strict))
+        if Path(resolved).name == CONFIG_FILE:
+            (apart / "root" / "inside").rename(apart / "root" / "moved")
+            (apart / "root" / "inside").symlink_to(apart / "outside")
+        return resolved
+
+    monkeypatch.setattr(os.path, "realpath", swap)
+    with (
+        pytest.raises(NotADirectoryError),
+        open_below(apart / "root" / "inside" / CONFIG_FILE, [apart / "root"]),
+    ):
+        pass
+
+
+# Which adapter is meant, where training leaves more than one.
+
+TRAINED: Files = [
+    *_in_folder([(CONFIG_FILE, b"old"), (WEIGHTS_FILE, b"old"), *BYSTANDERS], "checkpoint-500"),
+    ("checkpoint-500/global_step500/zero.pt", b"PK\3\4"),
+    ("runs/events.gz", b"\x1f\x8b"),
+    ("training_args.bin", b"PK\3\4"),
+    ("eval.npz", b"PK\3\4"),
+]
+
+
+def _unpacked(files: Files, folder: Path) -> Path:
+    for name, content in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _stage_as(kind: str, files: Files, into: Path, apart: Path) -> dict[str, bytes]:
+    match kind:
+        case "folder":
+            stage_folder(_unpacked(files, apart), into, MAX_ADAPTER_BYTES)
+            return {file.name: file.read_bytes() for file in into.iterdir()}
+        case "upload":
+            return _stage([each for each in files if not each[0].endswith(".gz")], into)
+        case "tar":
+            return _stage([("a", pack_tar(files))], into)
+        case _:
+            return _stage([("a", pack_files_zip(files))], into)
+
+
+EVERY_WAY = pytest.mark.parametrize("kind", ["folder", "upload", "tar", "zip"])
+
+
+@EVERY_WAY
+@pytest.mark.parametrize(
+    "files", [[*TRAINED, *ADAPTER], [*ADAPTER, *TRAINED]], ids=["last", "first"]
+)
+def test_the_adapter_on_top_is_meant(kind: str, files: Files, into: Path, apart: Path) -> None:
+    assert _stage_as(kind, files, into, apart) == dict(ADAPTER)
+
+
+@EVERY_WAY
+def test_the_only_one_below_is_meant(kind: str, into: Path, apart: Path) -> None:
+    files = [("training_args.bin", b"PK\3\4"), *_in_folder(ADAPTER, "out/default")]
+    assert _stage_as(kind, files, into, apart) == dict(ADAPTER)
+
+
+@EVERY_WAY
+def test_several_below_and_none_on_top(kind: str, into: Path, apart: Path) -> None:
+    files = [*_in_folder(ADAPTER, "checkpoint-500"), *_in_folder(ADAPTER, "checkpoint-1000")]
+    with pytest.raises(AdapterRejected) as raised:
+        _stage_as(kind, files, into, apart)
+    assert raised.value.message == (
+        "adapter files lie in 'checkpoint-1000' and in 'checkpoint-500': give the folder of one "
+        "adapter"
+    )
+
+
+@EVERY_WAY
+def test_no_checkpoint_takes_the_place_of_a_pickle_on_top(
+    kind: str, into: Path, apart: Path
+) -> None:
+    files = [*TRAINED, ADAPTER[0], ("adapter_model.bin", b"\x80\x04.")]
+    with pytest.raises(AdapterRejected, match=r"^adapter_model\.bin is a pickle"):
+        _stage_as(kind, files, into, apart)
+
+
+@pytest.mark.parametrize(
+    "folder", ["/home/me/out/", "C:\\out\\", "C:/out/", "runs/a/out/", "//host/"]
+)
+def test_the_folder_in_a_sent_files_name_says_nothing(folder: str, into: Path) -> None:
+    assert _stage([(f"{folder}{name}", content) for name, content in ADAPTER], into) == dict(
+        ADAPTER
+    )
+
+
+def test_a_pickle_is_told_by_its_whole_path(into: Path) -> None:
+    files = [("/a/adapter_config.json", CONFIG), ("/a/adapter_model.bin", b"\x80\x04.")]
+    with pytest.raises(AdapterRejected, match=r"^adapter_model\.bin is a pickle"):
+        _stage(files, into)
+
+
+def test_two_files_of_different_folders_are_sent(into: Path) -> None:
+    files = [(f"{number}/{name}", content) for number, (name, content) in enumerate(ADAPTER)]
+    assert _stage(files, into) == dict(ADAPTER)
 
 
 # Whatever is sent.

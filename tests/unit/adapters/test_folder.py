@@ -195,7 +195,7 @@ async def test_a_copy_that_stopped(
         assert _rejected(registry, "summary") is None
 
 
-async def test_what_is_not_an_adapter_is_ignored(
+async def test_documents_are_ignored_with_a_word(
     intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
 ) -> None:
     (adapters / "README.md").write_text("Adapters go here.")
@@ -209,6 +209,124 @@ async def test_what_is_not_an_adapter_is_ignored(
     assert registry.names.list() == ()
     warnings = [entry for entry in logs if entry["log_level"] == "warning"]
     assert [entry["found"] for entry in warnings] == ["not a name"]
+    ignored = [entry["found"] for entry in logs if entry["event"] == "not an adapter: ignored"]
+    assert sorted(ignored) == ["README.md", "notes"]
+
+
+def _empty_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _folder_with(*names: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        for name in names:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_text("content")
+
+    return make
+
+
+def _loose_file(path: Path) -> None:
+    path.write_bytes(b"content")
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _link_that_leads_nowhere(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+LEFTOVERS: list[tuple[str, Callable[[Path], None], str]] = [
+    ("empty", _empty_folder, "its folder is empty: copy adapter_config.json and"),
+    ("out.tar.gz", _loose_file, "it is an archive: unpack it there into a folder of its own"),
+    ("out.zip", _loose_file, "it is an archive: unpack it there into a folder of its own"),
+    ("adapter_config.json", _loose_file, "it is a file, and an adapter is a folder: put"),
+    ("adapter_model.safetensors", _loose_file, "it is a file, and an adapter is a folder: put"),
+    ("adapter_model.bin", _loose_file, "adapter_model.bin is a pickle, which can run any code"),
+    ("nowhere-at-all", _link_that_leads_nowhere, "it is a link that leads nowhere"),
+    ("loop", _link_to_itself, "it is a link that leads nowhere"),
+    ("packed", _folder_with("out.zip"), "its folder holds an archive, 'out.zip': unpack it there"),
+    (
+        "pickled",
+        _folder_with("adapter_config.json", "adapter_model.bin", "training_args.bin"),
+        "adapter_model.bin is a pickle, which can run any code, and was not read: save the adapter",
+    ),
+    ("pickle", _folder_with("adapter_model.bin"), "adapter_model.bin is a pickle"),
+    (
+        "pickled-below",
+        _folder_with("default/adapter_config.json", "default/adapter_model.bin"),
+        "adapter_model.bin is a pickle",
+    ),
+    (
+        "model",
+        _folder_with("config.json", "model.safetensors"),
+        "its folder has neither adapter_config.json nor adapter_model.safetensors: copy",
+    ),
+    (
+        "several",
+        _folder_with("checkpoint-1/adapter_config.json", "checkpoint-2/adapter_config.json"),
+        "adapter files lie in 'checkpoint-1' and in 'checkpoint-2': give the folder of one adapter",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "reason"), LEFTOVERS, ids=[each[0] for each in LEFTOVERS])
+async def test_what_is_no_adapter_as_it_stands(
+    intake: Intake,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    make: Callable[[Path], None],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(watcher_module, "STALLED_SECONDS", 0.1)
+    make(adapters / name)
+    with capture_logs() as logs:
+        async with watching(intake, settings) as watcher:
+            await _until(lambda: _rejected(registry, name))
+            await _looked_at(watcher)
+    assert (_rejected(registry, name) or "").startswith(reason)
+    assert [each["name"] for each in logs if each["log_level"] == "warning"] == [name]
+
+
+async def test_a_named_adapter_of_peft_lies_one_folder_deeper(
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
+) -> None:
+    _write(adapters / "summary" / "default")
+    async with watching(intake, settings):
+        first = await _changed_to(registry, "summary", None)
+        assert first == digest_of(adapters / "summary" / "default")
+        _write(adapters / "summary" / "default", seed=1)
+        second = await _changed_to(registry, "summary", first)
+        # One on top comes before it.
+        _write(adapters / "summary", seed=2)
+        assert await _changed_to(registry, "summary", second) == digest_of(adapters / "summary")
+
+
+async def test_a_folder_that_is_emptied_is_gone_and_says_why(
+    intake: Intake,
+    registry: AdapterRegistry,
+    settings: Settings,
+    adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watcher_module, "STALLED_SECONDS", 0.1)
+    _write(adapters / "summary")
+    async with watching(intake, settings):
+        live = await _changed_to(registry, "summary", None)
+        for file in (adapters / "summary").iterdir():
+            file.unlink()
+        await _until(lambda: _rejected(registry, "summary"))
+        assert _live(registry, "summary") is None
+        with pytest.raises(AdapterNotFound, match="its folder is empty"):
+            async with registry.lease("summary"):
+                pass
+        _write(adapters / "summary")
+        await _until(lambda: _live(registry, "summary") == live)
 
 
 # What changes.
@@ -479,9 +597,10 @@ async def test_links(
     (adapters / "outside").symlink_to(tmp_path / "elsewhere" / "outside")
     (adapters / "nowhere").symlink_to(tmp_path / "nowhere")
     async with watching(intake, settings):
-        await _until(lambda: len(registry.names.list()) == 2)
-        inside, outside = registry.names.list()
+        await _until(lambda: len(registry.names.list()) == 3)
+        inside, nowhere, outside = registry.names.list()
         assert inside.live
+        assert nowhere.rejected == outside.rejected
         assert outside.rejected == (
             "its folder is a link that leads outside: link to a folder below --adapter-dir or an "
             "--adapter-root"
@@ -493,6 +612,26 @@ async def test_links(
         (adapters / "outside").unlink()
         (adapters / "outside").symlink_to(tmp_path / "root" / "other")
         await _until(lambda: _live(registry, "outside"))
+
+
+async def test_links_to_files(
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path, tmp_path: Path
+) -> None:
+    """The hub's cache keeps the files of a snapshot elsewhere, as volumes of Kubernetes do."""
+    for name, files in {"inside": tmp_path / "root" / "blobs", "outside": tmp_path / "out"}.items():
+        (adapters / name).mkdir()
+        for file in _write(files).iterdir():
+            (adapters / name / file.name).symlink_to(file)
+    async with watching(intake, settings):
+        await _until(lambda: len(registry.names.list()) == 2)
+        inside, outside = registry.names.list()
+        assert inside.live
+        assert outside.rejected == (
+            "adapter_config.json is a link that leads outside: put the file itself there, or link "
+            "to one below --adapter-dir or an --adapter-root"
+        )
+        _write(tmp_path / "root" / "blobs", seed=1)
+        await _changed_to(registry, "inside", inside.live)
 
 
 # What fails.

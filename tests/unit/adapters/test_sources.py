@@ -25,13 +25,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from app.adapters.sources import (
-    HubRepository,
-    LocalFolder,
-    fetch_hub,
-    is_below,
-    resolve_source,
-)
+from app.adapters.roots import is_below
+from app.adapters.sources import HubRepository, LocalFolder, fetch_hub, resolve_source
 from app.errors import AdapterError, AdapterRejected, AdapterTooLarge, InvalidRequest
 
 
@@ -189,10 +184,19 @@ def test_too_large_to_fetch(hub: Hub) -> None:
 
 
 def test_not_an_adapter_on_the_hub(hub: Hub) -> None:
-    hub({"adapter_config.json": 10, "adapter_model.bin": 20})
+    hub({"config.json": 10, "model.safetensors": 20})
     assert _hub_refusal().message == (
-        "the hub's org/name has no adapter_model.safetensors: it is not a PEFT adapter in "
-        "safetensors"
+        "the hub's org/name has no adapter_config.json and no adapter_model.safetensors: it is not "
+        "a PEFT adapter"
+    )
+
+
+def test_a_pickle_on_the_hub(hub: Hub) -> None:
+    hub({"adapter_config.json": 10, "adapter_model.bin": 20})
+    assert _hub_refusal().message.startswith(
+        "the hub's org/name has no adapter_model.safetensors: adapter_model.bin is a pickle, which "
+        "can run any code, and was not read: save the adapter with safe_serialization=True, or "
+        "convert it"
     )
 
 

@@ -346,6 +346,10 @@ def _renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> dict[str, 
         ("base_model.model.", "_fsdp_wrapped_module._orig_mod.module.base_model.model."),
         (".layers.0.", ".layers.0._checkpoint_wrapped_module."),
         (".weight", ".default.weight"),
+        # Trained on the text model alone, or as a part of a multimodal one.
+        ("base_model.model.model.layers", "base_model.model.layers"),
+        ("base_model.model.model.", "base_model.model.language_model.model."),
+        ("base_model.model.model.", "base_model.model.model.language_model."),
     ],
 )
 def test_names_with_wrappers(old: str, new: str, tmp_path: Path) -> None:
@@ -542,18 +546,27 @@ GPT2_LORAS: dict[str, dict[str, Any]] = {
 }
 
 
+SHAPE = {
+    "vocab_size": 100,
+    "hidden_size": HIDDEN_SIZE,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
+
+
 def _llama() -> Any:
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        vocab_size=100,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    )
+    return LlamaConfig(**SHAPE)
+
+
+def _qwen2() -> Any:
+    from transformers import Qwen2Config
+
+    return Qwen2Config(**SHAPE)
 
 
 def _gpt2() -> Any:
@@ -650,6 +663,32 @@ def test_copies_of_the_base_models_weights(
     assert "left out, as a copy that equals the base model's own weights" in version.notes[0]
     with safe_open(sent / WEIGHTS_FILE, framework="pt") as weights:
         assert all("lora" in name for name in weights.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("saved", "noted"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names 'lm_head', which"),
+        ({"modules_to_save": ["score"]}, "modules_to_save names 'score', which"),
+        ({"bias": "all"}, "bias is 'all', and the biases are those of the base model"),
+        ({"bias": "lora_only"}, "bias is 'lora_only', and the biases are"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("base", [_llama, _qwen2])
+def test_what_may_be_trained_of_the_base_model_and_was_not(
+    base: Callable[[], Any], saved: dict[str, Any], noted: str, tmp_path: Path
+) -> None:
+    """Qwen2 has biases, which PEFT then saves."""
+    from peft import LoraConfig
+
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], **saved)
+    sent = tmp_path / "sent"
+    architecture = _with_folder(_save(base(), lora, sent), base(), tmp_path / "base")
+    version = validate(sent, architecture, LIMITS)
+    assert version.target_modules == ("q_proj",)
+    assert noted in version.notes[-1]
+    assert not json.loads((sent / CONFIG_FILE).read_bytes())["modules_to_save"]
 
 
 def _copy_of_head(folder: Path, copy: torch.Tensor, name: str = "lm_head.base_layer") -> Path:

@@ -209,6 +209,19 @@ def test_why_something_is_not_served(shown: dict[str, Any], sentence: str) -> No
     assert _list(shown, width=200)[-1] == sentence
 
 
+def test_a_reason_of_several_is_told_once() -> None:
+    gone = [adapter(name, version(FIRST, live=False)) for name in ("a", "b", "c")]
+    large = [adapter(name, rejected="its rank is 64: lower it") for name in ("d", "e")]
+    assert _list(*gone, *large, width=200)[-3:] == [
+        (
+            "a, b and c are not served: their folders are gone; put them back, or use `softserve "
+            "adapter rollback NAME`"
+        ),
+        "",
+        "d and e are rejected: its rank is 64: lower it",
+    ]
+
+
 def test_one_virtual_token() -> None:
     shown = _show(adapter("my-task", version(FIRST, **SOFT_PROMPT | {"virtual_tokens": 1})))
     assert shown[0] == "my-task: soft prompt, 1 virtual token"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -248,6 +249,17 @@ def test_a_folder_without_the_files(
         (folder / name).unlink()
     assert sentence in _refused(_run(server, "add", "my-task", folder))
     assert server.received == []
+
+
+def test_a_folder_with_the_adapter_one_deeper(server: Server, folder: Path, tmp_path: Path) -> None:
+    server.answers = {"GET": (404, NOT_FOUND), "PUT": (200, adapter("my-task", version(FIRST)))}
+    (tmp_path / "out").mkdir()
+    folder.rename(tmp_path / "out" / "default")
+    assert _run(server, "add", "my-task", tmp_path / "out").exit_code == 0
+    shutil.copytree(tmp_path / "out" / "default", tmp_path / "out" / "other")
+    refusal = _refused(_run(server, "add", "my-task", tmp_path / "out"))
+    assert "give one of " in refusal
+    assert refusal.index("out/default") < refusal.index("out/other")
 
 
 def test_a_file_that_is_no_archive(server: Server, folder: Path) -> None:

@@ -104,6 +104,16 @@ def test_templates_are_listed_shown_added_rolled_back_and_removed(url: str, tmp_
     assert (gone.exit_code, "no template is called 'new'" in gone.stderr) == (1, True)
 
 
+def test_what_is_shown_as_yaml_can_be_added(url: str, tmp_path: Path) -> None:
+    shown = json.loads(run(url, "template", "show", "mood").stdout)
+    file = tmp_path / "copy.yaml"
+    file.write_text(run(url, "template", "show", "mood", "--yaml").stdout)
+    assert run(url, "template", "add", "copy", file).exit_code == 0
+    copy = json.loads(run(url, "template", "show", "copy").stdout)
+    assert (copy["live"], copy["template"]) == (shown["live"], shown["template"])
+    assert run(url, "template", "remove", "copy").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -180,10 +190,10 @@ def test_a_template_of_this_machine(url: str, data: Path, tmp_path: Path) -> Non
         (["--template", "none"], "no template is called 'none'"),
         (["--template", "none.yaml"], "none.yaml cannot be read"),
         (["--adapter", "none-such"], "no adapter is called 'none-such'"),
-        (["--reference", "output"], "row 1 has no 'output', only text, wanted, more"),
+        (["--reference", "output"], "no row can be used: line 1 has no 'output', only"),
         (["--out", "/no/such/folder/x.html", "--shots", "0"], "cannot be written"),
         (["--results", "/no/such/folder/x.jsonl", "--shots", "0"], "cannot be written"),
-        (["--data", "/no/such/file"], "cannot be read as JSONL"),
+        (["--data", "/no/such/file"], "cannot be read (No such file"),
         (["--url", "http://127.0.0.1:9"], "no answer from http://127.0.0.1:9"),
     ],
 )
@@ -205,9 +215,52 @@ def test_a_line_separator_in_the_data_ends_no_row(url: str, data: Path) -> None:
     assert "1 rows" in result.stdout
 
 
+def test_rows_that_cannot_be_asked_are_left_out_by_line(url: str, data: Path) -> None:
+    fine = '{"text": "x", "wanted": "x"}'
+    rows = [
+        fine,
+        "",
+        '{"text": "page\\u000cpage", "wanted": "x"}',
+        '{"text": 7, "wanted": "x"}',
+        '{"text": null, "wanted": "x"}',
+        '{"text": "x", "wanted": null}',
+        '{"text": "x"}',
+        fine,
+    ]
+    data.write_text("\ufeff" + "\r\n".join(rows), newline="")
+    result = evaluate(url, data, "--shots", "0", "--metrics", "exact")
+    assert result.exit_code == 0, result.output
+    assert "2 rows" in result.stdout
+    for line, why in {
+        3: "has a 'text' that cannot be asked: the control character U+000C",
+        4: "has a 'text' that cannot be asked: must be a text",
+        5: "has a 'text' that cannot be asked: must be a text",
+        6: "has a 'wanted' that is no text",
+        7: "has no 'wanted', only text",
+    }.items():
+        assert f"left out: line {line} {why}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"text": "x"', "is not JSON ("),
+        (b'{"text": "a\x0cb", "wanted": "x"}', "is not JSON (Invalid control character"),
+        (b'{"text": "\xff", "wanted": "x"}', "is not UTF-8"),
+        (b'["x"]', "is no JSON object"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named(url: str, data: Path, line: bytes, why: str) -> None:
+    data.write_bytes(b'{"text": "x", "wanted": "x"}\n\n' + line)
+    result = evaluate(url, data, "--shots", "0")
+    assert result.exit_code == 1
+    assert f"data.jsonl: line 3 {why}" in result.stderr
+
+
 def test_rows_that_do_not_fit_are_left_out(url: str, data: Path) -> None:
     rows = [{"text": "x", "wanted": "x"}, {"text": "y" * 300, "wanted": "y"}]
     data.write_text("\n".join(map(json.dumps, rows)))
     result = evaluate(url, data, "--shots", "0", "--metrics", "exact")
     assert result.exit_code == 0, result.output
     assert "1 rows were left out" in result.stdout
+    assert "left out: line 2 is refused: inputs with zero" in result.stderr

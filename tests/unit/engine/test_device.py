@@ -15,9 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
     [
         ({"avx512_bf16": True}, "bf16"),
         ({"bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
         ({}, "fp32"),
-        # vLLM answers wrongly in BF16 there.
-        ({"avx512_bf16": True, "amx_bf16": True, "amx_tile": True}, "fp32"),
     ],
 )
 def test_the_best_type(

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from app.engine.model import default as default_model
-from app.engine.model.find import check_model_folder, find_model
+from app.engine.model.find import base_names, check_model_folder, find_model
+from app.engine.model.precision import QUANTIZED_FROM
 from app.errors import ModelNotFound, ModelNotLoadable
 from app.settings import Settings
 
@@ -129,3 +130,56 @@ def test_no_model_is_the_default_model(tmp_path: Path) -> None:
     made = tmp_path / "models" / default_model.NAME
     made.mkdir(parents=True)
     assert find_model(Settings(cache_dir=tmp_path)) == (default_model.NAME, made)
+
+
+def snapshot(folder: Path, cached: str) -> Path:
+    """The folder as the hub's cache has it."""
+    parent = folder.parent / cached / "snapshots"
+    parent.mkdir(parents=True)
+    return folder.rename(parent / "5e1f")
+
+
+def test_a_snapshot_in_the_hubs_cache_is_served_under_its_hub_id(folder: Path) -> None:
+    found = snapshot(folder, "models--acme--tiny-llama")
+
+    assert find_model(Settings(model=str(found))) == ("acme/tiny-llama", found)
+
+
+@pytest.mark.parametrize(
+    ("cached", "model", "names"),
+    [
+        ("models--acme--tiny", "acme/tiny", {"acme/tiny", "tiny", "5e1f"}),
+        ("models--tiny", "tiny", {"tiny", "5e1f"}),
+        ("datasets--acme--tiny", "a/b", {"a/b", "5e1f"}),
+    ],
+)
+def test_the_base_model_goes_by_its_hub_id(
+    folder: Path, cached: str, model: str, names: set[str]
+) -> None:
+    assert base_names(Settings(model=model), snapshot(folder, cached)) == names
+
+
+def test_the_base_model_goes_by_its_hub_id_where_its_folder_is_given(folder: Path) -> None:
+    found = snapshot(folder, "models--acme--tiny")
+
+    assert {"acme/tiny", "tiny"} <= base_names(Settings(model=str(found)), found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "more"),
+    [
+        ({}, set()),
+        ({"_name_or_path": "acme/tiny"}, {"acme/tiny"}),
+        ({"_name_or_path": ""}, set()),
+        ({"_name_or_path": None}, set()),
+        ({"_name_or_path": 7}, set()),
+        ({QUANTIZED_FROM: "tiny", "_name_or_path": "/old/tiny-2"}, {"tiny", "/old/tiny-2"}),
+    ],
+)
+def test_the_base_model_goes_by_what_its_config_says(
+    folder: Path, fields: dict[str, object], more: set[str]
+) -> None:
+    (folder / "config.json").write_text(json.dumps(json.loads(CONFIG) | fields))
+    settings = Settings(model=str(folder), served_model_name="ours")
+
+    assert base_names(settings, folder) == {"ours", str(folder), "model"} | more

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.errors import (
     InvalidRequest,
@@ -315,6 +316,33 @@ async def test_what_cannot_be_read_is_rejected(registry: TemplateRegistry, folde
     (folder.path / "t.yaml").symlink_to("/etc/passwd")
     async with folder.watched():
         await folder.until(lambda: "cannot be read" in folder.rejected)
+
+
+async def test_what_is_no_template_is_told_once(registry: TemplateRegistry, folder: Folder) -> None:
+    folder.write("t.yml", YAML.format(instruction="a"))
+    with capture_logs() as logs:
+        async with folder.watched():
+            folder.write("a.yaml", YAML.format(instruction="a"))
+            await folder.until(lambda: folder.published)
+    told = [each for each in logs if each["event"] == "not a template: one is a file NAME.yaml"]
+    assert [each["found"] for each in told] == ["t.yml"]
+
+
+async def test_a_volume_of_kubernetes_is_watched(
+    registry: TemplateRegistry, folder: Folder
+) -> None:
+    """Each file is a link into `..data`, which is led to another folder when all is replaced."""
+    for version in ("one", "two"):
+        (folder.path / f"..{version}").mkdir()
+        folder.write(f"..{version}/t.yaml", YAML.format(instruction=version))
+    (folder.path / "..data").symlink_to("..one")
+    (folder.path / "t.yaml").symlink_to("..data/t.yaml")
+    async with folder.watched():
+        await folder.until(lambda: len(folder.published) == 1)
+        (folder.path / "..new").symlink_to("..two")
+        (folder.path / "..new").rename(folder.path / "..data")
+        await folder.until(lambda: len(folder.published) == 2)
+    assert (await registry.resolve("t")).compiled.template.instruction == "two"
 
 
 async def test_what_an_operator_did_stays_until_the_file_changes(

@@ -1,0 +1,34 @@
+"""From tokens to the text of a completion, which never depends on the text of its prompt.
+
+vLLM begins the decoding of a completion with its prompt's tokens, so that a tokenizer which drops
+the space before a text's first word keeps it. Where the prompt's own text ends in U+FFFD, the
+decoder takes the whole prompt for a character that is not yet complete, and gives it out with the
+completion. Here a short text of ours stands in place of the prompt: what the decoder never gets, it
+cannot give out.
+
+This module imports vLLM, so it is imported when the engine starts.
+"""
+
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+from vllm.v1.engine import EngineCoreRequest, detokenizer
+
+# Any word will do that ends in a whole character.
+TEXT_IN_FRONT = "a"
+
+
+class CompletionDetokenizer(detokenizer.FastIncrementalDetokenizer):  # type: ignore[misc]
+    """vLLM's detokenizer for tokenizers of the `tokenizers` library, without the prompt."""
+
+    def __init__(self, tokenizer: Any, request: EngineCoreRequest) -> None:
+        super().__init__(tokenizer, request)
+        self.stream = DecodeStream(
+            ids=self.tokenizer.encode(TEXT_IN_FRONT, add_special_tokens=False).ids,
+            skip_special_tokens=self.skip_special_tokens,
+        )
+
+
+def keep_prompts_out_of_completions() -> None:
+    """Have vLLM use it for every request from now on."""
+    detokenizer.FastIncrementalDetokenizer = CompletionDetokenizer

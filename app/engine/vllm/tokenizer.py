@@ -1,0 +1,156 @@
+"""The model's tokenizer: from texts to tokens, and what it adds to them by itself."""
+
+import asyncio
+from collections.abc import Iterable
+from functools import cached_property, partial
+from math import ceil
+from typing import Any
+
+from app.errors import InvalidRequest
+
+SHORT_TEXT_LENGTH = 4096
+# Pre-tokenizers that leave spaces out, as the `tokenizers` library writes them.
+STEPS_THAT_DROP = ('"Removed"', '"Whitespace', '"BertPreTokenizer"', '"CharDelimiterSplit"')
+# In several scripts: a small vocabulary may have one of them.
+PLAIN_TEXT = "Hello, 1 you, 你好!"
+
+
+class Tokenizer:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def makes_tokens(self) -> bool:
+        """Whether it knows anything of a plain text; without its files, a tokenizer does not."""
+        token_ids = self._tokenizer.encode(PLAIN_TEXT, add_special_tokens=False)
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
+        return any(token_id != unknown for token_id in token_ids)
+
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        added = self._tokenizer.added_tokens_decoder.values()
+        return frozenset(self._tokenizer.all_special_tokens) | {
+            token.content for token in added if token.special
+        }
+
+    def ids_of_special_tokens(self, texts: Iterable[str]) -> list[int]:
+        """The ids of those texts that are special tokens."""
+        special = [text for text in texts if text in self.special_tokens]
+        return [self._tokenizer.convert_tokens_to_ids(text) for text in special]
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        encode = partial(
+            self._tokenizer.encode, text, add_special_tokens=add_special_tokens, verbose=False
+        )
+        # In a thread where that takes longer than the way there and back.
+        token_ids: list[int] = (
+            encode() if len(text) <= SHORT_TEXT_LENGTH else await asyncio.to_thread(encode)
+        )
+        num_in_front = len(self._ids_in_front) if add_special_tokens else 0
+        # A text that begins with them itself, as a chat that is written by hand, has them once.
+        if token_ids[num_in_front : 2 * num_in_front] == self._ids_in_front:
+            return token_ids[num_in_front:]
+        return token_ids
+
+    async def fewest_tokens(self, text: str) -> int:
+        if len(text) <= SHORT_TEXT_LENGTH:
+            return 0
+        return await asyncio.to_thread(self._fewest_tokens, text)
+
+    def _fewest_tokens(self, text: str) -> int:
+        if self._longest_token is None:
+            return 0
+        normalizer = self._tokenizer.backend_tokenizer.normalizer
+        taken = text if normalizer is None else normalizer.normalize_str(text)
+        return ceil(len(taken) / self._longest_token)
+
+    @cached_property
+    def _longest_token(self) -> int | None:
+        """The most characters that one token can stand for.
+
+        None where that has no limit: where a tokenizer leaves characters out, or takes all unknown
+        ones that follow each other for one token.
+        """
+        from tokenizers import models, pre_tokenizers
+
+        rules = getattr(self._tokenizer, "backend_tokenizer", None)
+        if rules is None or not isinstance(rules.model, models.BPE):
+            return None
+        steps = "".join(
+            step.__getstate__().decode() for step in (rules.normalizer, rules.pre_tokenizer) if step
+        )
+        if rules.model.byte_fallback:
+            bytes_as_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
+        elif '"ByteLevel"' in steps:
+            bytes_as_tokens = set(pre_tokenizers.ByteLevel.alphabet())
+        else:
+            return None
+        vocabulary = rules.get_vocab()
+        added = rules.get_added_tokens_decoder().values()
+        if (
+            not bytes_as_tokens <= vocabulary.keys()
+            or any(step in steps for step in STEPS_THAT_DROP)
+            or any(token.lstrip or token.rstrip for token in added)
+        ):
+            return None
+        return max(map(len, vocabulary))
+
+    def chat_prompt(self, user: str, system: str | None) -> str:
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise InvalidRequest(
+                "this model has no chat template: write the whole prompt yourself and leave "
+                "use_chat_template out",
+                param="use_chat_template",
+            )
+        messages = {"user": user} if system is None else {"system": system, "user": user}
+        self._check_template_shows(messages)
+        return self._in_chat_template(messages)
+
+    def _check_template_shows(self, messages: dict[str, str]) -> None:
+        """Raises `InvalidRequest` where the template drops a message without a word."""
+        # Digits stay as they are in whatever a template does to a text.
+        marks = {role: f"{number:020}" for number, role in enumerate(messages, start=730_915_826)}
+        text = self._in_chat_template({role: messages[role] + marks[role] for role in messages})
+        for role, mark in marks.items():
+            if mark not in text:
+                advice = (
+                    "leave system out, and put what it says into the prompt"
+                    if "system" in messages
+                    else "write the whole prompt yourself and leave use_chat_template out"
+                )
+                raise InvalidRequest(
+                    f"the model's chat template leaves out the {role} message: {advice}",
+                    param="system" if "system" in messages else "use_chat_template",
+                )
+
+    def _in_chat_template(self, messages: dict[str, str]) -> str:
+        """One message of each role, in this order, and the beginning of the answer."""
+        from jinja2.exceptions import TemplateError
+
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in messages.items()],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages ({error}): "
+                "leave system out, or use_chat_template",
+                param="use_chat_template",
+            ) from error
+        return text
+
+    @cached_property
+    def _ids_in_front(self) -> list[int]:
+        """What the tokenizer puts in front of every text: of most models, nothing or one token."""
+        plain = self._tokenizer.encode(PLAIN_TEXT, add_special_tokens=False)
+        whole: list[int] = self._tokenizer.encode(PLAIN_TEXT)
+        starts = range(len(whole) - len(plain) + 1)
+        return whole[: next((i for i in starts if whole[i : i + len(plain)] == plain), 0)]
+
+    def token_text(self, token_id: int) -> str:
+        text: str = self._tokenizer.decode([token_id])
+        return text
