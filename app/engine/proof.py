@@ -77,8 +77,14 @@ async def _adapters(engine: Engine) -> AsyncIterator[list[AdapterFiles]]:
 
 def _write_adapters(architecture: Architecture, folder: Path) -> list[AdapterFiles]:
     adapters = []
+    adapted = architecture.modules.keys() - architecture.unadapted
     linear = next(
-        (name for name, module in architecture.modules.items() if module.kind == "linear"), None
+        (
+            name
+            for name, module in architecture.modules.items()
+            if module.kind == "linear" and name in adapted
+        ),
+        None,
     )
     if architecture.no_loras is None and linear is not None:
         module = architecture.modules[linear]

@@ -1,11 +1,13 @@
 """What an engine has to answer before the server says that it is ready."""
 
+from dataclasses import replace
+
 import pytest
 
 from app.engine.proof import LORA, SOFT_PROMPT, prove
 from app.engine.protocol import Prompt
 from app.errors import EngineDied, ModelNotLoadable
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import ARCHITECTURE, FakeEngine
 
 
 class Frail(FakeEngine):
@@ -58,3 +60,16 @@ async def test_an_adapter_that_is_refused_does_not_end_the_start() -> None:
     await prove(engine)
 
     assert engine.unloads == [SOFT_PROMPT]
+
+
+async def test_modules_that_the_engine_does_not_adapt_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine()
+    await engine.start()
+    none_adapted = replace(ARCHITECTURE, unadapted=frozenset(ARCHITECTURE.modules))
+    monkeypatch.setattr(FakeEngine, "architecture", none_adapted)
+
+    await prove(engine)
+
+    assert engine.loads == [SOFT_PROMPT]
