@@ -50,6 +50,8 @@ def print_adapter(adapter: AdapterOut, console: Console | None = None) -> None:
         modules = f" on {', '.join(version.target_modules)}" if version.target_modules else ""
         console.print(_plain(f"{adapter.name}: {kind_of(version)}{modules}"))
         console.print(_plain(f"base model: {version.base_model or 'not declared'}"))
+        for note in notes_of(adapter):
+            console.print(_plain(note))
         console.print()
         console.print(_versions(adapter))
     for reason in _why_not([adapter]):
@@ -62,6 +64,12 @@ def shown_version(adapter: AdapterOut) -> VersionOut | None:
     """The live version, of an adapter that is not served the newest."""
     live = (version for version in adapter.versions if version.live)
     return next(live, adapter.versions[0] if adapter.versions else None)
+
+
+def notes_of(adapter: AdapterOut) -> list[str]:
+    """In what the shown version is served otherwise than its files say, a line each."""
+    version = shown_version(adapter)
+    return [] if version is None else [f"note: {note}" for note in version.notes]
 
 
 def kind_of(version: VersionOut) -> str:

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.status import Status
 
-from app.cli.adapter_tables import kind_of, print_adapter, print_adapters, shown_version
+from app.cli.adapter_tables import kind_of, notes_of, print_adapter, print_adapters, shown_version
 from app.cli.connection import DEFAULT_URL, AdminKey, Family, Url, Version, connected
 from app.cli.console import fail
 from softserve.client import PATIENT, Call, Client, ClientError, upload
@@ -81,7 +81,7 @@ def add(
             after = _upload(client, path, files, force=force)
         else:
             after = _name_source(client, path, source, revision, force=force)
-    typer.echo(_added(before, after))
+    typer.echo("\n".join([_added(before, after), *notes_of(after)]))
 
 
 @cli.command()

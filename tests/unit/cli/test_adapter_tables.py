@@ -234,3 +234,9 @@ def test_what_came_with_an_adapter_steers_no_terminal() -> None:
     assert "\x07" not in shown
     assert "base model: �[2J[bold]echo" in shown
     assert "[red]�[31m" in shown
+
+
+def test_what_is_noted_of_a_version() -> None:
+    shown = _show(adapter("noted", version(FIRST, notes=["'lm_head' is a copy: it is left out"])))
+
+    assert shown[2] == "note: 'lm_head' is a copy: it is left out"

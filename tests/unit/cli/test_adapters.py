@@ -142,6 +142,15 @@ def test_show(server: Server) -> None:
     assert server.calls == ["GET /adapters/my-task"]
 
 
+def test_what_is_noted_is_said(server: Server, folder: Path) -> None:
+    added = adapter("my-task", version(FIRST, notes=["its lm_head is a copy"]))
+    server.answers = {"GET": (404, NOT_FOUND), "PUT": (200, added)}
+
+    result = _run(server, "add", "my-task", folder)
+
+    assert result.stdout.splitlines()[1:] == ["note: its lm_head is a copy"]
+
+
 def test_add_a_folder(server: Server, folder: Path) -> None:
     server.answers = {"GET": (404, NOT_FOUND), "PUT": (200, adapter("my-task", version(FIRST)))}
     result = _run(server, "add", "my-task", folder)
