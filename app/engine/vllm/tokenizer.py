@@ -60,42 +60,42 @@ class Tokenizer:
         return await asyncio.to_thread(self._fewest_tokens, text)
 
     def _fewest_tokens(self, text: str) -> int:
+        from tokenizers.normalizers import ByteLevel
+
         if self._longest_token is None:
             return 0
-        normalizer = self._tokenizer.backend_tokenizer.normalizer
-        taken = text if normalizer is None else normalizer.normalize_str(text)
+        rules = self._tokenizer.backend_tokenizer
+        taken = text if rules.normalizer is None else rules.normalizer.normalize_str(text)
+        if not rules.model.byte_fallback:
+            # Each byte becomes the character that stands for it in the vocabulary.
+            taken = ByteLevel().normalize_str(taken)
+            if any(rules.token_to_id(byte) is None for byte in set(taken)):
+                return 0
         return ceil(len(taken) / self._longest_token)
 
     @cached_property
     def _longest_token(self) -> int | None:
-        """The most characters that one token can stand for.
+        """The most characters that one token can stand for, where every byte has a token.
 
         None where that has no limit: where a tokenizer leaves characters out, or takes all unknown
         ones that follow each other for one token.
         """
-        from tokenizers import models, pre_tokenizers
+        from tokenizers import models
 
         rules = getattr(self._tokenizer, "backend_tokenizer", None)
         if rules is None or not isinstance(rules.model, models.BPE):
             return None
-        steps = "".join(
-            step.__getstate__().decode() for step in (rules.normalizer, rules.pre_tokenizer) if step
-        )
-        if rules.model.byte_fallback:
-            bytes_as_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
-        elif '"ByteLevel"' in steps:
-            bytes_as_tokens = set(pre_tokenizers.ByteLevel.alphabet())
-        else:
-            return None
         vocabulary = rules.get_vocab()
-        added = rules.get_added_tokens_decoder().values()
-        if (
-            not bytes_as_tokens <= vocabulary.keys()
-            or any(step in steps for step in STEPS_THAT_DROP)
-            or any(token.lstrip or token.rstrip for token in added)
-        ):
-            return None
-        return max(map(len, vocabulary))
+        steps = "" if rules.pre_tokenizer is None else rules.pre_tokenizer.__getstate__().decode()
+        has_bytes = (
+            all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+            if rules.model.byte_fallback
+            else '"ByteLevel"' in steps
+        )
+        drops = any(step in steps for step in STEPS_THAT_DROP) or any(
+            token.lstrip or token.rstrip for token in rules.get_added_tokens_decoder().values()
+        )
+        return max(map(len, vocabulary)) if has_bytes and not drops else None
 
     def chat_prompt(self, user: str, system: str | None) -> str:
         if not getattr(self._tokenizer, "chat_template", None):

@@ -179,11 +179,19 @@ async def test_what_counts_is_the_text_that_the_tokenizer_makes_of_it() -> None:
     assert await bytes_and("x" * 100, normalizer=spaces_to_one).fewest_tokens(" " * 10_000) == 1
 
 
+async def test_only_the_bytes_of_the_text_have_to_be_tokens() -> None:
+    tokenizer = bytes_and("x" * 100, alphabet="aÃ©")
+
+    assert await tokenizer.fewest_tokens("é" * 10_000) == 200
+    assert await tokenizer.fewest_tokens("aé" * 5_000) == 150
+    assert await tokenizer.fewest_tokens("e" * 10_000) == 0
+
+
 @pytest.mark.parametrize(
     "tokenizer",
     [
         pytest.param(made(), id="unknown words are one token"),
-        pytest.param(bytes_and(alphabet="abc"), id="what is unknown is left out"),
+        pytest.param(bytes_and(alphabet="abc"), id="a byte that is no token is left out"),
         pytest.param(bytes_and(added=AddedToken("<x>", lstrip=True)), id="a token takes spaces"),
     ],
 )
