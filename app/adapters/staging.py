@@ -227,8 +227,9 @@ def _members(files: list[UploadedFile], max_bytes: int) -> Iterator[Member]:
 
 
 def _sent_path(name: str) -> PurePosixPath:
-    """The path in the name of a sent file, without the root of the client's own disk."""
-    return _relative_path(re.sub(r"^(?:[A-Za-z]:)?/+", "", name.replace("\\", "/")))
+    """The path in the name of a sent file, which is one on the client's own disk."""
+    parts = re.sub(r"^[A-Za-z]:", "", name.replace("\\", "/")).split("/")
+    return PurePosixPath(*(part for part in parts if part not in {"", ".."}))
 
 
 def _is_named_as_wanted(path: PurePosixPath) -> bool:

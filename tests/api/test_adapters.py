@@ -421,14 +421,12 @@ async def test_the_last_part_of_a_file_name_counts(served: Served, folder: str) 
     assert response.status_code == 200, response.text
 
 
-async def test_two_files_of_one_name_are_named(served: Served) -> None:
-    (config, of_config), weights = lora()
-    files = [(f"/a/{config}", of_config), (f"b/c/{config}", of_config), weights]
+async def test_several_adapters_in_a_form_are_named(served: Served) -> None:
+    files = [(f"{folder}{name}", content) for folder in ("/a/", "b/") for name, content in lora()]
     response = await upload(served, "x", files)
     assert error_of(response) == (422, "adapter_rejected", None)
     assert message_of(response) == (
-        "the form has two files of the name 'adapter_config.json' ('/a/adapter_config.json' and "
-        "'b/c/adapter_config.json'): send the files of one adapter, or pack its folder"
+        "adapter files lie in 'a' and in 'b': give the folder of one adapter"
     )
 
 

@@ -1,7 +1,6 @@
 """`/adapters`: show and change the adapters."""
 
-import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from app.adapters.staging import UploadedFile
-from app.errors import AdapterRejected, InvalidRequest
+from app.errors import InvalidRequest
 from app.http.administration import Administrator
 from app.http.answers import adapter_out
 from app.http.dependencies import ERRORS, NOT_FOUND, REFUSALS, TheAdapters, TheIntake, TheService
@@ -22,8 +21,6 @@ from softserve.schema.versions import RollbackBody
 
 # PEFT writes up to a dozen files; a folder has one of each.
 MAX_FILES = 64
-MAX_SHOWN_NAME = 128
-SEPARATORS = re.compile(r"[/\\]")
 FILES_ARE_SENT_SO = "send the files with `curl -X PUT -F file=@PATH`"
 NEITHER_FILES_NOR_SOURCE = (
     f"the body is neither a form nor a source in JSON: {FILES_ARE_SENT_SO}, an archive too, or "
@@ -136,10 +133,10 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
 
 
 def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool]:
-    uploads, force = [], False
+    files, force = [], False
     for field, value in form.multi_items():
         if isinstance(value, UploadFile):
-            uploads.append(value)
+            files.append(UploadedFile(value.filename or "", value.file))
         # A form has no null: a field that is left empty takes its place.
         elif field == "force" and value.lower() in {"true", "false", ""}:
             force = value.lower() == "true"
@@ -156,28 +153,7 @@ def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool]:
                 "a form has files, as `file=@PATH`, and `force`: remove the other fields",
                 param=field[:64],
             )
-    return _named(uploads), force
-
-
-def _named(uploads: Iterable[UploadFile]) -> list[UploadedFile]:
-    """Each file by the last part of its name: a path says where it lay with the client (RFC 7578,
-    section 4.2).
-    """
-    by_name: dict[str, UploadFile] = {}
-    for upload in uploads:
-        name = SEPARATORS.split(upload.filename or "")[-1]
-        if name in by_name:
-            one, other = (_shown(each.filename) for each in (by_name[name], upload))
-            raise AdapterRejected(
-                f"the form has two files of the name {_shown(name)} ({one} and {other}): send the "
-                "files of one adapter, or pack its folder"
-            )
-        by_name[name] = upload
-    return [UploadedFile(name, upload.file) for name, upload in by_name.items()]
-
-
-def _shown(name: str | None) -> str:
-    return repr((name or "")[-MAX_SHOWN_NAME:])
+    return files, force
 
 
 async def _parse_source(request: Request) -> AdapterSource:
