@@ -11,7 +11,7 @@ from typing import Any
 
 from app.adapters.validation.base_copies import notes_on_copies, without_base_copies
 from app.adapters.validation.base_model import check_base_model
-from app.adapters.validation.config import LoRAConfig, read_config
+from app.adapters.validation.config import LoRAConfig, read_config, starts_with_bom
 from app.adapters.validation.lora import check_lora, last_names
 from app.adapters.validation.names import named_as_peft_does
 from app.adapters.validation.served import write_config, write_weights
@@ -49,7 +49,7 @@ def validate(
         tensors, copies = without_base_copies(named, architecture)
         if isinstance(config, LoRAConfig):
             lora = check_lora(config, tensors, architecture, limits)
-            if lora.config_changes:
+            if lora.config_changes or starts_with_bom(folder / CONFIG_FILE):
                 write_config(folder, lora.config_changes)
             facts: dict[str, Any] = {
                 "kind": "lora",

@@ -5,6 +5,7 @@ PEFT writes many more, which are ignored.
 
 import json
 import math
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -153,8 +154,9 @@ class LoRAConfig(AdapterConfig):
     use_rslora: Annotated[bool | None, _expected("true or false")] = None
     rank_pattern: ByModule[PositiveInteger] = ABSENT
     alpha_pattern: ByModule[Number] = ABSENT
-    r: PositiveInteger = ABSENT
-    lora_alpha: Number = ABSENT
+    # Absent, they are what PEFT takes for them.
+    r: PositiveInteger = 8
+    lora_alpha: Number = 8
     target_modules: Annotated[
         str | Annotated[list[str], Field(min_length=1)] | None,
         _expected("a list of names, one pattern or null"),
@@ -196,9 +198,17 @@ def read_config(file: Path) -> LoRAConfig | SoftPromptConfig:
     raise wrong_field("peft_type", peft_type, "LORA, PROMPT_TUNING or P_TUNING")
 
 
+def starts_with_bom(file: Path) -> bool:
+    """Whether a text begins with a byte order mark, which editors write and the engine refuses."""
+    with file.open("rb") as opened:
+        return opened.read(len(BOM_UTF8)) == BOM_UTF8
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(file.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
+        fields = json.loads(
+            file.read_text("utf-8-sig"), parse_constant=_finite, parse_float=_finite
+        )
         nesting = _nesting(fields)
     except UnicodeDecodeError as error:
         raise _not_of_peft("not UTF-8") from error

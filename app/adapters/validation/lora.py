@@ -61,7 +61,11 @@ def check_lora(
     for module, rank in ranks.items():
         scaling = alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
         _check_pair(tensors, module, architecture.modules[module], rank, scaling)
-    notes = (*_check_targets(config, modules, architecture), *_untrained(config))
+    notes = (
+        *(f"{name} is not there: it is 8, as PEFT has it" for name in _absent_numbers(config)),
+        *_check_targets(config, modules, architecture),
+        *_untrained(config),
+    )
     return CheckedLoRA(ranks, notes, _config_changes(config, ranks, alphas))
 
 
@@ -132,7 +136,7 @@ def _config_changes(
     config: LoRAConfig, ranks: Mapping[str, int], alphas: Mapping[str, float]
 ) -> dict[str, Any]:
     """What the engine is to go by, in place of patterns that it would run, and without limits."""
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {name: getattr(config, name) for name in _absent_numbers(config)}
     if config.rank_pattern or config.alpha_pattern or not config.target_modules:
         rank = max(ranks.values())
         changes |= {
@@ -145,6 +149,11 @@ def _config_changes(
     if config.modules_to_save:
         changes["modules_to_save"] = None
     return changes
+
+
+def _absent_numbers(config: LoRAConfig) -> list[str]:
+    """Those that the engine, unlike PEFT, does not know without being told."""
+    return [name for name in ("r", "lora_alpha") if name not in config.model_fields_set]
 
 
 def last_names(modules: Iterable[str]) -> list[str]:

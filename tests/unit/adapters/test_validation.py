@@ -187,6 +187,29 @@ def test_loras_that_fit(options: dict[str, Any], tmp_path: Path) -> None:
     assert _validate(write_lora(tmp_path, MODULES, **options)).kind == "lora"
 
 
+def test_numbers_that_are_not_there_are_those_of_peft(tmp_path: Path) -> None:
+    adapted = {name: module for name, module in MODULES.items() if name.endswith("_proj")}
+    config = lora_config(8, target_modules=["q_proj", "v_proj", "up_proj"])
+    tensors = lora_tensors(adapted, rank=8)
+    del config["r"], config["lora_alpha"]
+    version = _validate(write_files(tmp_path, config, tensors))
+    assert version.rank == 8
+    assert version.notes == tuple(
+        f"{name} is not there: it is 8, as PEFT has it" for name in ("r", "lora_alpha")
+    )
+    served = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert (served["r"], served["lora_alpha"]) == (8, 8)
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    """Editors on Windows write one; the engine's reader of JSON refuses it."""
+    folder = write_lora(tmp_path, MODULES)
+    file = folder / CONFIG_FILE
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert _validate(folder).kind == "lora"
+    assert json.loads(file.read_text("utf-8"))["peft_type"] == "LORA"
+
+
 def _edit(folder: Path, **fields: Any) -> Path:
     config = json.loads((folder / CONFIG_FILE).read_text())
     (folder / CONFIG_FILE).write_text(json.dumps(config | fields))
