@@ -55,7 +55,7 @@ STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
 }
 HTTP_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 HTTP_MESSAGES = {
-    400: "the body cannot be read as JSON: send one object in UTF-8, without excessive nesting",
+    400: "the body cannot be read as JSON: send one object in UTF-8, not compressed, not too deep",
     404: "there is nothing at {path}: GET /docs lists what there is",
     405: "{path} does not take {method}: GET /docs lists what it takes",
 }

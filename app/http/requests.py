@@ -1,5 +1,6 @@
 """From the wire to the domain: what a body asks for."""
 
+from codecs import BOM_UTF8
 from typing import TypeVar
 
 from fastapi import Request
@@ -25,7 +26,8 @@ async def json_body(kind: type[T], request: Request, otherwise: str) -> T:
         RequestValidationError: it is wrong.
         InvalidRequest: it is no JSON, nor meant as such; `otherwise` says what to send.
     """
-    body = await request.body()
+    # As FastAPI reads it elsewhere.
+    body = (await request.body()).removeprefix(BOM_UTF8)
     is_meant = media_type(request.headers) == JSON or body.lstrip().startswith(b"{")
     try:
         return kind.model_validate_json(body)

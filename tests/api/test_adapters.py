@@ -477,6 +477,13 @@ async def test_a_source_is_taken_however_it_is_sent(served: Served) -> None:
         assert error_of(response) == (422, "invalid_request", "source")
 
 
+async def test_a_source_after_a_byte_order_mark(served: Served) -> None:
+    content = b'\xef\xbb\xbf{"source": 7}'
+    headers = {"content-type": "application/json"}
+    response = await served.client.put("/adapters/x", content=content, headers=headers)
+    assert error_of(response) == (422, "invalid_request", "source")
+
+
 # Found by the server.
 
 

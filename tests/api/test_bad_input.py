@@ -1,5 +1,6 @@
 """Whatever a client sends: a 4xx, the one error body, and the next request is answered."""
 
+import gzip
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -276,3 +277,23 @@ async def test_a_model_without_chat_template_refuses_it() -> None:
         response = await served.generate(use_chat_template=True)
         assert error_of(response) == (422, "invalid_request", "use_chat_template")
         assert (await served.generate()).status_code == 200
+
+
+async def test_a_body_after_a_byte_order_mark(served: Served) -> None:
+    """Clients on Windows send one."""
+    response = await served.client.post(
+        "/generate",
+        content=b'\xef\xbb\xbf{"prompt": "Hi"}',
+        headers={"content-type": "application/json"},
+    )
+    assert response.status_code == 200
+
+
+async def test_a_compressed_body_is_told_what_is_wanted(served: Served) -> None:
+    response = await served.client.post(
+        "/generate",
+        content=gzip.compress(b'{"prompt": "Hi"}'),
+        headers={"content-type": "application/json", "content-encoding": "gzip"},
+    )
+    assert response.status_code == 400
+    assert "not compressed" in response.json()["error"]["message"]
