@@ -555,7 +555,7 @@ WRONG_WEIGHTS: list[tuple[str, Make, int, str]] = [
     ),
     ("an embedding's names", _other_kind, 422, "is for an embedding module"),
     ("another vocabulary", _wrong_vocabulary, 422, "has the shape (2, 7); expected (2, "),
-    ("a copy of the embedding", _base_copy, 422, "save_embedding_layers=False"),
+    ("a copy of the embedding", _base_copy, 422, "is a copy of the base model's own weights"),
     ("surplus module", _surplus, 422, "which target_modules does not name"),
     ("another rank", _lora(_set(r=3)), 422, "; expected (3, "),
     (
