@@ -202,7 +202,8 @@ def test_nothing_of_a_prompt_that_ends_in_a_replacement_character_comes_back(
 
     answer, streamed = generate(client, **body), stream(client, **body)
 
-    text = reference.tokenizer.decode(expected, skip_special_tokens=True)
+    # Of a character that may not be complete, which U+FFFD stands for, nothing is sent.
+    text = reference.tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
     assert text_of(answer) == streamed.text() == text
     assert answer["completions"][0]["finish_reason"] == "length"
 
@@ -241,7 +242,7 @@ def test_ignore_eos_goes_on_to_the_limit(client: httpx.Client) -> None:
 def test_a_stop_string_that_is_a_special_token_stops(
     client: httpx.Client, stop: str | list[str]
 ) -> None:
-    question = {"prompt": "What is the capital of France?", "use_chat_template": True}
+    question = {"prompt": "Tell me the capital of France.", "use_chat_template": True}
 
     answer = generate(client, **question, ignore_eos=True, max_new_tokens=30, stop=stop)
 
