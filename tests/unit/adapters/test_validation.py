@@ -421,7 +421,7 @@ def test_the_rank_is_the_limit(tmp_path: Path) -> None:
         ("Tiny-1B", "mlx-community/Tiny-1B-4bit"),
         ("Tiny-1B-W8A8", "x/Tiny-1B-AWQ"),
         ("meta-llama/Llama-3.1-8B-Instruct", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"),
-        ("Tiny-1B", "/root/.cache/huggingface/hub/models--x--Tiny-1B/snapshots/0123456789abcdef"),
+        ("Tiny-1B", "/srv/.cache/huggingface/hub/models--x--Tiny-1B/snapshots/0123456789abcdef"),
     ],
 )
 def test_its_own_base_model(served: str, declared: str | None, tmp_path: Path) -> None:
