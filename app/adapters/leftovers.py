@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from app.adapters.archive import is_archive_name
-from app.adapters.location import PEFT_PICKLE, is_pickle, not_read
+from app.adapters.location import PEFT_PICKLE, is_pickle, likeliest_pickle, not_read
 from softserve.schema.adapters import ADAPTER_FILES
 
 # What nobody takes for an adapter: what is said about adapters, and what they are made from.
@@ -40,9 +40,7 @@ def why_no_adapter(path: Path) -> str:
 def why_no_weights(folder: Path) -> str | None:
     """Of a folder whose weights are a pickle; None where there is none."""
     names = [file.name for file in _visible(folder) if is_pickle(file.name)]
-    if not names:
-        return None
-    return not_read(PEFT_PICKLE if PEFT_PICKLE in names else names[0])
+    return not_read(likeliest_pickle(names)) if names else None
 
 
 def _why_no_folder(path: Path) -> str:

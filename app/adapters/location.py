@@ -5,7 +5,7 @@ named adapter one folder deeper. The one on top is meant; where none is, the onl
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -53,6 +53,11 @@ def several_adapters(folders: Iterable[str]) -> AdapterRejected:
 
 def is_pickle(name: str) -> bool:
     return name.lower().endswith(PICKLES)
+
+
+def likeliest_pickle(names: Sequence[str]) -> str:
+    """Of several pickles, the one that is the adapter: training leaves more of them."""
+    return PEFT_PICKLE if PEFT_PICKLE in names else names[0]
 
 
 def not_read(pickle: str) -> str:

@@ -19,9 +19,9 @@ from app.adapters.archive import (
     shown,
 )
 from app.adapters.location import (
-    PEFT_PICKLE,
     adapter_folder,
     is_pickle,
+    likeliest_pickle,
     not_read,
     several_adapters,
 )
@@ -116,7 +116,7 @@ class _Staging:
         # The first is the one whose files are written; the others lie as far up as it does.
         self._folders: list[PurePosixPath] = []
         self._below: set[PurePosixPath] = set()
-        self._pickles: dict[PurePosixPath, str] = {}
+        self._pickles: dict[PurePosixPath, list[str]] = {}
         self._archive: str | None = None
 
     def add(self, member: Member) -> None:
@@ -130,7 +130,7 @@ class _Staging:
             raise AdapterRejected(f"{shown(member.name)} is there twice: send one of the two")
         self._seen.add(path)
         if is_pickle(path.name):
-            self._pickles[path.parent] = _likelier(path.name, self._pickles.get(path.parent))
+            self._pickles.setdefault(path.parent, []).append(path.name)
         elif is_archive_name(path.name):
             self._archive = member.name
         elif path.name in ADAPTER_FILES and self._is_wanted(path.parent):
@@ -162,9 +162,9 @@ class _Staging:
 
     def _incomplete(self, missing: list[str]) -> AdapterRejected:
         where = self._folders[0] if self._folders else next(iter(self._pickles), None)
-        pickle = None if where is None else self._pickles.get(where)
-        if WEIGHTS_FILE in missing and pickle is not None:
-            return AdapterRejected(not_read(pickle))
+        pickles = [] if where is None else self._pickles.get(where, [])
+        if WEIGHTS_FILE in missing and pickles:
+            return AdapterRejected(not_read(likeliest_pickle(pickles)))
         if self._below:
             return several_adapters(map(str, [*self._folders, *self._below]))
         if self._archive is not None:
@@ -182,11 +182,6 @@ class _Staging:
                 if num_bytes > max_bytes:
                     raise AdapterTooLarge(f"{file} is above the limit of {_limit(file, max_bytes)}")
                 target.write(chunk)
-
-
-def _likelier(pickle: str, other: str | None) -> str:
-    """Of two pickles, the one that is the adapter: training leaves more of them."""
-    return PEFT_PICKLE if PEFT_PICKLE in (pickle, other) else other or pickle
 
 
 def _limit(file: str, max_bytes: int) -> str:

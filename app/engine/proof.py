@@ -7,6 +7,7 @@ everybody. It is better that this happens before `ready`, and with the name of t
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,21 +33,22 @@ async def prove(engine: Engine) -> None:
     Raises:
         ModelNotLoadable: it died on one of them, which the sentence names.
     """
-    token_ids = await engine.tokenize("Hello")
-    await _prove_path(engine, Prompt(0, token_ids), "of the base model", "see its own error above")
+    base = Prompt(0, await engine.tokenize("Hello"))
+    await _prove_path(engine, base, "of the base model: see its own error above")
+    with_adapter = {
+        "lora": (replace(base, lora=LORA), "with a lora: start the server with --max-loras 0"),
+        "soft_prompt": (
+            replace(base, soft_prompt=SOFT_PROMPT, num_virtual_tokens=1),
+            "with a soft prompt: start the server with --max-virtual-tokens 0",
+        ),
+    }
     async with _adapters(engine) as adapters:
         for adapter in adapters:
-            if adapter.kind == "lora":
-                prompt = Prompt(0, token_ids, lora=adapter.digest)
-                advice = "start the server with --max-loras 0"
-            else:
-                prompt = Prompt(0, token_ids, soft_prompt=adapter.digest, num_virtual_tokens=1)
-                advice = "start the server with --max-virtual-tokens 0"
-            await _prove_path(engine, prompt, f"with a {adapter.kind.replace('_', ' ')}", advice)
+            await _prove_path(engine, *with_adapter[adapter.kind])
 
 
-async def _prove_path(engine: Engine, prompt: Prompt, what: str, advice: str) -> None:
-    """What /generate asks of an engine, and what /inspect does."""
+async def _prove_path(engine: Engine, prompt: Prompt, which: str) -> None:
+    """What /generate asks of an engine, and what /inspect does; `which` request, and the advice."""
     try:
         async with aclosing(engine.generate(REQUEST_ID, prompt, DECODING)) as chunks:
             async for _ in chunks:
@@ -54,7 +56,7 @@ async def _prove_path(engine: Engine, prompt: Prompt, what: str, advice: str) ->
         await engine.next_token_logprobs(REQUEST_ID, prompt)
     except EngineDied as error:
         raise ModelNotLoadable(
-            f"the engine loads {engine.info.model}, and dies at a request {what}: {advice}"
+            f"the engine loads {engine.info.model}, and dies at a request {which}"
         ) from error
 
 
@@ -77,24 +79,22 @@ async def _adapters(engine: Engine) -> AsyncIterator[list[AdapterFiles]]:
 
 def _write_adapters(architecture: Architecture, folder: Path) -> list[AdapterFiles]:
     adapters = []
-    adapted = architecture.modules.keys() - architecture.unadapted
     linear = next(
         (
             name
             for name, module in architecture.modules.items()
-            if module.kind == "linear" and name in adapted
+            if module.kind == "linear" and name not in architecture.unadapted
         ),
         None,
     )
     if architecture.no_loras is None and linear is not None:
-        module = architecture.modules[linear]
-        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
+        module, last_part = architecture.modules[linear], linear.rpartition(".")[2]
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [last_part]}
         tensors = {
             f"base_model.model.{linear}.lora_A.weight": (1, module.in_features),
             f"base_model.model.{linear}.lora_B.weight": (module.out_features, 1),
         }
-        target = {"target_modules": [linear.rpartition(".")[2]]}
-        adapters.append(AdapterFiles(LORA, "lora", _write(folder / LORA, config | target, tensors)))
+        adapters.append(AdapterFiles(LORA, "lora", _write(folder / LORA, config, tensors)))
     if architecture.no_soft_prompts is None:
         config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 1}
         tensors = {"prompt_embeddings": (1, architecture.hidden_size)}

@@ -1,9 +1,12 @@
 """Models that cannot have every feature are served without it, and say why."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -52,19 +55,27 @@ def save_soft_prompt(folder: Path, base: Path) -> Path:
     return folder
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[httpx.Client]:
+    """A client of a server of this model, which is ready."""
+    with (
+        running(*START, "--model", str(folder)) as server,
+        server.wait_until_ready().client() as it,
+    ):
+        yield it
+
+
 def test_a_mixture_of_experts_on_a_cpu_has_no_loras(tmp_path: Path) -> None:
     experts = {"intermediate_size": 128, "num_key_value_heads": 2, "num_local_experts": 4}
     folder = make_model(tmp_path / "model", "mixtral", **experts, sliding_window=None)
     lora = save_lora(tmp_path / "lora", folder)
     soft_prompt = save_soft_prompt(tmp_path / "soft-prompt", folder)
 
-    with running(*START, "--model", str(folder)) as server:
-        server.wait_until_ready()
-        with server.client() as client:
-            answer = generate(client, prompt="Once upon a time", max_new_tokens=4, logprobs=1)
-            refused = put_adapter(client, "lora", lora)
-            added = put_adapter(client, "soft", soft_prompt)
-            softly = generate(client, prompt="Once", soft_prompt="soft", max_new_tokens=4)
+    with served(folder) as client:
+        answer = generate(client, prompt="Once upon a time", max_new_tokens=4, logprobs=1)
+        refused = put_adapter(client, "lora", lora)
+        added = put_adapter(client, "soft", soft_prompt)
+        softly = generate(client, prompt="Once", soft_prompt="soft", max_new_tokens=4)
 
     assert answer["usage"]["completion_tokens"] == 4
     assert refused.status_code == 422
@@ -81,13 +92,11 @@ def test_embeddings_narrower_than_hidden_states_take_no_soft_prompts(tmp_path: P
     lora = save_lora(tmp_path / "lora", folder)
     soft_prompt = save_soft_prompt(tmp_path / "soft-prompt", folder)
 
-    with running(*START, "--model", str(folder)) as server:
-        server.wait_until_ready()
-        with server.client() as client:
-            answer = generate(client, prompt="Once upon a time", max_new_tokens=4, logprobs=1)
-            refused = put_adapter(client, "soft", soft_prompt)
-            added = put_adapter(client, "lora", lora)
-            adapted = generate(client, prompt="Once", adapter="lora", max_new_tokens=4)
+    with served(folder) as client:
+        answer = generate(client, prompt="Once upon a time", max_new_tokens=4, logprobs=1)
+        refused = put_adapter(client, "soft", soft_prompt)
+        added = put_adapter(client, "lora", lora)
+        adapted = generate(client, prompt="Once", adapter="lora", max_new_tokens=4)
 
     assert answer["usage"]["completion_tokens"] == 4
     assert refused.status_code == 422

@@ -53,7 +53,7 @@ def _check_copy(
 ) -> None:
     what = f"tensor {shown(name)} is a copy of the base model's own weights"
     with _base_tensor(module, parameter, architecture) as base:
-        if base is None or not base.get_tensor().is_floating_point():
+        if base is None or not base.is_floating_point:
             raise AdapterRejected(
                 f"{what}, and what this server's base model has there cannot be read to compare "
                 f"it: {SAVE_WITHOUT}"
@@ -79,10 +79,14 @@ def _are_equal(copied: Any, base: Any) -> bool:
 
 
 class _BaseTensor:
+    """What is known of it before it is read."""
+
     def __init__(self, weights: Any, name: str) -> None:
+        described = weights.get_slice(name)
         self._weights = weights
         self._name = name
-        self.shape = tuple(weights.get_slice(name).get_shape())
+        self.shape = tuple(described.get_shape())
+        self.is_floating_point = described.get_dtype().startswith(("F", "BF"))
 
     def get_tensor(self) -> Any:
         return self._weights.get_tensor(self._name)

@@ -231,7 +231,7 @@ def _check_targets(
                 f"there are tensors for module {shown(module)}, which target_modules does not "
                 "name, so that PEFT would leave them out: name it there, or save the adapter again"
             )
-    yield from _absent(config, found, architecture)
+    yield from _absent(config, architecture)
     absent = [name for name in architecture.modules if name not in found and is_named(name)]
     if absent:
         yield (
@@ -249,9 +249,7 @@ def _untrained(config: LoRAConfig) -> Iterator[str]:
         yield f"bias is {config.bias!r}, and the biases are those of the base model"
 
 
-def _absent(
-    config: LoRAConfig, found: Collection[str], architecture: Architecture
-) -> Iterator[str]:
+def _absent(config: LoRAConfig, architecture: Architecture) -> Iterator[str]:
     """Names in `target_modules` that no module of the base model has."""
     if isinstance(config.target_modules, str):
         return
