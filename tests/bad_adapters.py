@@ -441,7 +441,7 @@ WRONG_CONFIG: list[tuple[str, Make, int, str]] = [
     ("no type", _lora(_without("peft_type")), 422, "has peft_type None; expected LORA"),
     ("type: a list", _lora(_set(peft_type=["LORA"])), 422, "has peft_type ['LORA']"),
     ("type: lower case", _lora(_set(peft_type="lora")), 422, "has peft_type 'lora'"),
-    ("type: ADALORA", _lora(_set(peft_type="ADALORA")), 422, "has peft_type 'ADALORA'"),
+    ("type: OFT", _lora(_set(peft_type="OFT")), 422, "has peft_type 'OFT'"),
     ("type: prefix", _soft_prompt(_set(peft_type="PREFIX_TUNING")), 422, "vLLM has no place for"),
     ("task: SEQ_CLS", _lora(_set(task_type="SEQ_CLS")), 422, "has task_type 'SEQ_CLS'"),
     ("task: SEQ_2_SEQ_LM", _soft_prompt(_set(task_type="SEQ_2_SEQ_LM")), 422, "has task_type"),

@@ -51,6 +51,12 @@ SMOLLM2_MODULES = modules_of(
 SOFT_PROMPTS = {"virtual8": 8, "virtual20": 20, "virtual100": 100}
 
 
+def default_base() -> Any:
+    """The default model in FP32, by transformers."""
+    model = default_model(Settings().cache_dir, Progress(disable=True))
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
 class PeftReference:
     """The default model in FP32 with the adapters of this module, saved below `folder`.
 
@@ -61,7 +67,7 @@ class PeftReference:
         self.folder = folder
         model = default_model(Settings().cache_dir, Progress(disable=True))
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        base = default_base()
         change(base)
         # Before LoRAs are put into the base model, which they share.
         for name, num_virtual_tokens in SOFT_PROMPTS.items():

@@ -7,13 +7,21 @@ would not read them as PEFT does, they are written again as what PEFT makes of t
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from app.adapters.validation.base_copies import notes_on_copies, without_base_copies
 from app.adapters.validation.base_model import check_base_model
-from app.adapters.validation.config import LoRAConfig, read_config, starts_with_bom
-from app.adapters.validation.lora import check_lora, last_names
-from app.adapters.validation.names import named_as_peft_does
+from app.adapters.validation.checked import Checked
+from app.adapters.validation.config import (
+    AdapterConfig,
+    LoRAConfig,
+    SoftPromptConfig,
+    starts_with_bom,
+)
+from app.adapters.validation.conversion import convert
+from app.adapters.validation.conversion.base import ConvertedConfig
+from app.adapters.validation.lora import check_lora
+from app.adapters.validation.names import Tensors, named_as_peft_does
+from app.adapters.validation.peft_types import read_config
 from app.adapters.validation.served import write_config, write_weights
 from app.adapters.validation.soft_prompt import check_soft_prompt
 from app.adapters.validation.tensors import open_weights
@@ -47,29 +55,33 @@ def validate(
     with open_weights(folder / WEIGHTS_FILE) as weights:
         named = named_as_peft_does(weights, architecture)
         tensors, copies = without_base_copies(named, architecture)
-        if isinstance(config, LoRAConfig):
-            lora = check_lora(config, tensors, architecture, limits)
-            if lora.config_changes or starts_with_bom(folder / CONFIG_FILE):
-                write_config(folder, lora.config_changes)
-            facts: dict[str, Any] = {
-                "kind": "lora",
-                "rank": max(lora.ranks.values()),
-                "target_modules": tuple(last_names(lora.ranks)),
-            }
-            notes = lora.notes
-        else:
-            check_soft_prompt(config, tensors, architecture, limits)
-            facts = {"kind": "soft_prompt", "num_virtual_tokens": config.num_virtual_tokens}
-            notes = ()
-        if copies or tensors.are_renamed:
-            write_weights(folder, tensors)
+        checked = _check(config, tensors, architecture, limits)
+        if checked.config_changes or starts_with_bom(folder / CONFIG_FILE):
+            write_config(folder, checked.config_changes)
+        if checked.weights is not None:
+            write_weights(folder, checked.weights)
+        elif copies or tensors.are_renamed:
+            write_weights(folder, {name: tensors.get_tensor(name) for name in tensors.names})
     return AdapterVersion(
         digest=digest,
         size_bytes=sum((folder / name).stat().st_size for name in ADAPTER_FILES),
         base_model=declared,
-        notes=(*base_notes, *tensors.notes, *notes_on_copies(copies), *notes),
-        **facts,
+        notes=(*base_notes, *tensors.notes, *notes_on_copies(copies), *checked.notes),
+        **checked.facts,
     )
+
+
+def _check(
+    config: AdapterConfig, tensors: Tensors, architecture: Architecture, limits: Limits
+) -> Checked:
+    match config:
+        case LoRAConfig():
+            return check_lora(config, tensors, architecture, limits)
+        case SoftPromptConfig():
+            return check_soft_prompt(config, tensors, architecture, limits)
+        case ConvertedConfig():
+            return convert(config, tensors, architecture, limits)
+    raise AssertionError(f"nothing checks a {type(config).__name__}")
 
 
 def digest_of(folder: Path) -> str:

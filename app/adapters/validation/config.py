@@ -98,6 +98,9 @@ ByModule = Annotated[
 NamesOrPattern = Annotated[
     str | list[str] | None, _expected("a list of names, one pattern or null")
 ]
+Bias = Annotated[
+    Literal["none", "all", "lora_only"] | None, _expected("'none', 'all' or 'lora_only'")
+]
 # What is absent is checked as null is.
 ABSENT: Any = None
 
@@ -124,8 +127,24 @@ class AdapterConfig(BaseModel):
         return fields
 
 
-class LoRAConfig(AdapterConfig):
-    """A LoRA. Where `target_modules` is one text, it is a regular expression."""
+class TargetedConfig(AdapterConfig):
+    """What changes modules. Where `target_modules` is one text, it is a regular expression."""
+
+    # What was trained of the base model itself, if anything, is in the tensors.
+    modules_to_save: Annotated[list[str] | None, _expected("a list of names or null")] = None
+    target_modules: Annotated[
+        str | Annotated[list[str], Field(min_length=1)] | None,
+        _expected("a list of names, one pattern or null"),
+    ] = None
+    exclude_modules: NamesOrPattern = None
+    layers_to_transform: Annotated[
+        int | list[int] | None, _expected("the number of a layer, or a list of them")
+    ] = None
+    layers_pattern: NamesOrPattern = None
+
+
+class LoRAConfig(TargetedConfig):
+    """A LoRA."""
 
     # What PEFT's LoRA has and vLLM has not (its lora/peft_helper.py).
     unsupported: ClassVar[dict[str, str]] = {
@@ -143,11 +162,7 @@ class LoRAConfig(AdapterConfig):
         "monteclora_config": "MonteCLoRA samples its weights: train a plain LoRA",
     }
 
-    # What was trained of the base model itself, if anything, is in the tensors.
-    bias: Annotated[
-        Literal["none", "all", "lora_only"] | None, _expected("'none', 'all' or 'lora_only'")
-    ] = None
-    modules_to_save: Annotated[list[str] | None, _expected("a list of names or null")] = None
+    bias: Bias = None
     init_lora_weights: Annotated[
         bool | str | None, AfterValidator(_check_init), _expected("true, false or a name")
     ] = None
@@ -157,15 +172,6 @@ class LoRAConfig(AdapterConfig):
     # Absent, they are what PEFT takes for them.
     r: PositiveInteger = 8
     lora_alpha: Number = 8
-    target_modules: Annotated[
-        str | Annotated[list[str], Field(min_length=1)] | None,
-        _expected("a list of names, one pattern or null"),
-    ] = None
-    exclude_modules: NamesOrPattern = None
-    layers_to_transform: Annotated[
-        int | list[int] | None, _expected("the number of a layer, or a list of them")
-    ] = None
-    layers_pattern: NamesOrPattern = None
 
 
 class SoftPromptConfig(AdapterConfig):
@@ -178,33 +184,14 @@ class SoftPromptConfig(AdapterConfig):
     ] = None
 
 
-def read_config(file: Path) -> LoRAConfig | SoftPromptConfig:
-    """The configuration of an adapter, by itself: nothing is known of the base model here.
-
-    Raises:
-        AdapterRejected: it is not what PEFT writes of a LoRA or of a soft prompt.
-    """
-    fields = _read_json(file)
-    peft_type = fields.get("peft_type")
-    if peft_type == "LORA":
-        return LoRAConfig.model_validate(fields)
-    if peft_type in ("PROMPT_TUNING", "P_TUNING"):
-        return SoftPromptConfig.model_validate(fields)
-    if peft_type == "PREFIX_TUNING":
-        raise AdapterRejected(
-            "prefix tuning needs keys and values for every layer put into the KV cache, which vLLM "
-            "has no place for: train with PROMPT_TUNING, P_TUNING or LORA instead"
-        )
-    raise wrong_field("peft_type", peft_type, "LORA, PROMPT_TUNING or P_TUNING")
-
-
 def starts_with_bom(file: Path) -> bool:
     """Whether a text begins with a byte order mark, which editors write and the engine refuses."""
     with file.open("rb") as opened:
         return opened.read(len(BOM_UTF8)) == BOM_UTF8
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The fields of a configuration. Raises AdapterRejected."""
     try:
         fields = json.loads(
             file.read_text("utf-8-sig"), parse_constant=_finite, parse_float=_finite

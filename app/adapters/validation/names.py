@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from app.adapters.archive import shown
-from app.engine.protocol import Architecture
+from app.engine.protocol import Architecture, ModuleShape
 from app.errors import AdapterRejected
 
 PREFIX = "base_model.model."
@@ -16,10 +16,22 @@ WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "
 # DistributedDataParallel's, and what a multimodal model calls its text model: where the model's own
 # name has no such part.
 OUTER = {"module", "language_model"}
-HALF = re.compile(
-    r"(?P<module>.+)\.(?:lora_(?P<linear>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
-    r"|lora_embedding_(?P<embedding>[AB])(?:\.(?P<adapter_of_embedding>[^.]+))?)"
+# What PEFT has of an adapted module, in the names of its types' tensors.
+PARTS = (
+    "lora_A",
+    "lora_B",
+    "lora_E",
+    "lora_embedding_A",
+    "lora_embedding_B",
 )
+PART = re.compile(
+    rf"(?P<module>.+)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<adapter>(?!weight$)[^.]+))?(?P<weight>\.weight)?"
+)
+
+HALVES = {
+    "linear": ("lora_A.weight", "lora_B.weight"),
+    "embedding": ("lora_embedding_A", "lora_embedding_B"),
+}
 
 
 class Tensors:
@@ -97,15 +109,15 @@ def module_of(name: str, architecture: Architecture) -> str | None:
     return None
 
 
+def names_of(module: str, shape: ModuleShape) -> list[str]:
+    """Of the two tensors of a LoRA."""
+    return [f"{PREFIX}{module}.{half}" for half in HALVES[shape.kind]]
+
+
 def _plain_name(name: str, architecture: Architecture) -> tuple[str, str | None]:
     """The name by PEFT's rule, and the adapter that is named in it."""
-    match = HALF.fullmatch(name)
+    match = PART.fullmatch(name)
     module = None if match is None else module_of(match["module"], architecture)
     if match is None or module is None:
         return name, None
-    half = (
-        f"lora_{match['linear']}.weight"
-        if match["linear"]
-        else f"lora_embedding_{match['embedding']}"
-    )
-    return f"{PREFIX}{module}.{half}", match["adapter"] or match["adapter_of_embedding"]
+    return f"{PREFIX}{module}.{match['part']}{match['weight'] or ''}", match["adapter"]

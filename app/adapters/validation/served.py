@@ -6,23 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.adapters.validation.names import Tensors
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 
-def write_weights(folder: Path, tensors: Tensors) -> None:
-    """Put these tensors, by these names, in place of the file's."""
+def write_weights(folder: Path, content: Mapping[str, Any]) -> None:
+    """Put these tensors, by their names, in place of the file's."""
     from safetensors.torch import save_file
 
     written = folder / f"{WEIGHTS_FILE}.served"
-    content = {name: tensors.get_tensor(name) for name in tensors.names}
-    save_file(content, written, metadata={"format": "pt"})
+    save_file(dict(content), written, metadata={"format": "pt"})
     written.replace(folder / WEIGHTS_FILE)
 
 
 def write_config(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Put these fields in place of the file's, and keep the others."""
     file = folder / CONFIG_FILE
-    fields = json.loads(file.read_bytes()) | changes
+    fields = json.loads(file.read_text("utf-8-sig")) | changes
     # In its place, not over it: the file may be shared with who sent it.
     written = folder / f"{CONFIG_FILE}.served"
     written.write_text(json.dumps(fields, indent=2))

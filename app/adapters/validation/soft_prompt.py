@@ -1,6 +1,7 @@
 """A soft prompt: rows that stand before a prompt's own embeddings."""
 
 from app.adapters.archive import shown
+from app.adapters.validation.checked import Checked
 from app.adapters.validation.config import SoftPromptConfig, wrong_field
 from app.adapters.validation.names import Tensors
 from app.adapters.validation.tensors import read_tensor
@@ -13,7 +14,7 @@ TENSOR = "prompt_embeddings"
 
 def check_soft_prompt(
     config: SoftPromptConfig, tensors: Tensors, architecture: Architecture, limits: Limits
-) -> None:
+) -> Checked:
     """Check a soft prompt and its one tensor. Raises AdapterRejected."""
     if architecture.no_soft_prompts is not None:
         raise AdapterRejected(f"no soft prompt can be added: {architecture.no_soft_prompts}")
@@ -35,3 +36,4 @@ def check_soft_prompt(
             )
     shape = (config.num_virtual_tokens, hidden_size)
     read_tensor(tensors, TENSOR, shape, "(num_virtual_tokens, hidden_size)")
+    return Checked({"kind": "soft_prompt", "num_virtual_tokens": config.num_virtual_tokens})

@@ -1,0 +1,67 @@
+"""What is added to the weights of modules: matrices of low rank, which is what a LoRA is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.adapters.archive import shown
+from app.engine.protocol import Architecture
+from app.errors import AdapterRejected
+from softserve.schema.server import Limits
+
+A_OR_AN = {"linear": "a linear", "embedding": "an embedding"}
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to a module's weight (out_features, in_features): b @ a.
+
+    `a` is a tensor of shape (rank, in_features) and `b` one of (out_features, rank), in FP32. Of an
+    embedding, in_features is the vocabulary, and out_features the width.
+    """
+
+    a: Any
+    b: Any
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+
+# By PEFT's names of the modules.
+LowRanks = Mapping[str, LowRank]
+
+
+def check_loras_run(architecture: Architecture) -> None:
+    """Raises AdapterRejected where the engine runs no LoRA at all."""
+    if architecture.no_loras is not None:
+        raise AdapterRejected(f"no LoRA can be added: {architecture.no_loras}")
+
+
+def check_rank(rank: int, limits: Limits, what: str = "LoRA") -> None:
+    """Raises AdapterRejected for what is of a higher rank than the engine makes room for."""
+    if rank > limits.max_lora_rank:
+        raise AdapterRejected(
+            f"the {what} has rank {shown(rank)} and the limit is {limits.max_lora_rank}: train "
+            "with a lower r, or start the server with a higher --max-lora-rank"
+        )
+
+
+def check_module(tensor: str, module: str, kind: str, architecture: Architecture) -> None:
+    """Whether the base model has the module that a tensor is for. Raises AdapterRejected."""
+    shape = architecture.modules.get(module)
+    if shape is None:
+        raise AdapterRejected(
+            f"tensor {shown(tensor)} is for a module that the base model does not have: check "
+            "which base model the adapter was trained on"
+        )
+    if module in architecture.unadapted:
+        raise AdapterRejected(
+            f"tensor {shown(tensor)} is for module {shown(module)}, to which the engine adds no "
+            "LoRA in this base model: train without it in target_modules"
+        )
+    if shape.kind != kind:
+        raise AdapterRejected(
+            f"tensor {shown(tensor)} is for {A_OR_AN[kind]} module, and in the base model it is "
+            f"{A_OR_AN[shape.kind]} one: check which base model it was trained on"
+        )
