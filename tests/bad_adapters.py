@@ -8,6 +8,7 @@ of them.
 import gzip
 import io
 import json
+import math
 import stat
 import struct
 import tarfile
@@ -95,6 +96,19 @@ def _set(**fields: Any) -> Change:
 
 def _without(field: str) -> Change:
     return lambda config, tensors: config.pop(field)
+
+
+def _magnitudes(change: Callable[[Any], Any], *, use_dora: bool = True) -> Change:
+    """A DoRA whose magnitudes are right but for a change."""
+
+    def add(config: Config, tensors: Tensors) -> None:
+        config["use_dora"] = use_dora
+        for name, half in list(tensors.items()):
+            if name.endswith(".lora_B.weight"):
+                magnitude = change(torch.ones(half.shape[0]))
+                tensors[name.replace(".lora_B.weight", ".lora_magnitude_vector")] = magnitude
+
+    return add
 
 
 def _halves(change: Callable[[Tensors, str, str], object]) -> Change:
@@ -487,7 +501,21 @@ WRONG_CONFIG: list[tuple[str, Make, int, str]] = [
     ("bias: another word", _lora(_set(bias="some")), 422, "has bias 'some'"),
     ("use_rslora: text", _lora(_set(use_rslora="no")), 422, "has use_rslora 'no'"),
     ("modules_to_save: number", _lora(_set(modules_to_save=3)), 422, "has modules_to_save 3"),
-    ("use_dora", _lora(_set(use_dora=True)), 422, "train with use_dora=False"),
+    ("use_dora: text", _lora(_set(use_dora="yes")), 422, "has use_dora 'yes'"),
+    (
+        "magnitudes without use_dora",
+        _lora(_magnitudes(lambda tensor: tensor, use_dora=False)),
+        422,
+        "set it to true",
+    ),
+    ("magnitude: short", _lora(_magnitudes(lambda tensor: tensor[1:])), 422, "has the shape"),
+    ("magnitude: NaN", _lora(_magnitudes(lambda tensor: tensor * math.nan)), 422, "holds NaN"),
+    (
+        "use_dora without magnitudes",
+        _lora(_set(use_dora=True)),
+        422,
+        "has no lora_magnitude_vector",
+    ),
     ("lora_bias", _lora(_set(lora_bias=True)), 422, "sets lora_bias"),
     ("aLoRA", _lora(_set(alora_invocation_tokens=[1])), 422, "sets alora_invocation_tokens"),
     ("layer_replication", _lora(_set(layer_replication=[[0, 1]])), 422, "sets layer_replication"),

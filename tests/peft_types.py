@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from softserve.schema.adapters import WEIGHTS_FILE
@@ -32,8 +32,25 @@ def adalora() -> Any:
     )
 
 
+def dora() -> Any:
+    """Every kind of linear module, of two ranks."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=6,
+        lora_alpha=12,
+        use_dora=True,
+        target_modules="all-linear",
+        rank_pattern={"down_proj": 3},
+    )
+
+
+# Served as the LoRA that each is equal to.
 TYPES: dict[str, Made] = {
     "adalora": Made(adalora, 0.3),
+}
+# Served as they are.
+OTHERS: dict[str, Made] = {
+    "dora": Made(dora, 0.01),
 }
 
 
@@ -42,12 +59,15 @@ def make(base: Any, name: str, folder: Path) -> Any:
 
     `unload()` gives the base model back as it was.
     """
-    made = TYPES[name]
+    made = (TYPES | OTHERS)[name]
     model = get_peft_model(base, made.config()).eval()
     generator = torch.Generator().manual_seed(11)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = made.std * torch.randn(parameter.shape, generator=generator)
+            noise = made.std * torch.randn(parameter.shape, generator=generator)
+            # A magnitude begins as the length of a row, and is trained to something near it.
+            is_magnitude = parameter.dim() == 1
+            parameter.data = parameter.data * (1 + 10 * noise) if is_magnitude else noise
     model.save_pretrained(folder)
     made.finish(folder)
     return model

@@ -148,7 +148,6 @@ class LoRAConfig(TargetedConfig):
 
     # What PEFT's LoRA has and vLLM has not (its lora/peft_helper.py).
     unsupported: ClassVar[dict[str, str]] = {
-        "use_dora": "the engine cannot run DoRA: train with use_dora=False",
         "lora_bias": "the engine adds no bias: train with lora_bias=False",
         "alora_invocation_tokens": "the engine applies a LoRA to every token: train a plain LoRA",
         "layer_replication": "the base model is served with its own layers: train without it",
@@ -167,6 +166,7 @@ class LoRAConfig(TargetedConfig):
         bool | str | None, AfterValidator(_check_init), _expected("true, false or a name")
     ] = None
     use_rslora: Annotated[bool | None, _expected("true or false")] = None
+    use_dora: Annotated[bool | None, _expected("true or false")] = None
     rank_pattern: ByModule[PositiveInteger] = ABSENT
     alpha_pattern: ByModule[Number] = ABSENT
     # Absent, they are what PEFT takes for them.

@@ -6,21 +6,24 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from app.adapters.archive import shown
+from app.adapters.validation.base_copies import tied_to
 from app.adapters.validation.checked import Checked, lora_facts
 from app.adapters.validation.config import LoRAConfig
 from app.adapters.validation.low_rank import check_loras_run, check_module, check_rank
-from app.adapters.validation.names import PREFIX, Tensors, names_of
+from app.adapters.validation.names import MAGNITUDE, PREFIX, Tensors, names_of
 from app.adapters.validation.patterns import CannotRun, key_pattern
 from app.adapters.validation.served import pattern_for_each
 from app.adapters.validation.targets import check_targets, last_names, untrained_modules
 from app.adapters.validation.tensors import read_tensor
 from app.engine.protocol import Architecture, ModuleShape
 from app.errors import AdapterRejected
-from softserve.schema.adapters import WEIGHTS_FILE
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
 
 T = TypeVar("T", int, float)
 
+# Of a mixture: the engine keeps them together.
+EXPERTS = ".experts."
 MAX_FP32 = 3.4028234e38
 TENSOR = re.compile(r"base_model\.model\.(.*)\.lora_(?:[AB]\.weight|(embedding)_[AB])")
 
@@ -34,7 +37,13 @@ def check_lora(
         AdapterRejected: PEFT would not load it, or not as it would be served.
     """
     check_loras_run(architecture)
-    modules = _modules_of(tensors.names, architecture)
+    magnitudes = [name for name in tensors.names if name.endswith(f".{MAGNITUDE}")]
+    if magnitudes and not config.use_dora:
+        raise AdapterRejected(
+            f"there are magnitudes, as {shown(magnitudes[0])}, and use_dora is false, so that PEFT "
+            f"would leave them out: set it to true in {CONFIG_FILE}, or save the adapter again"
+        )
+    modules = _modules_of(tensors.without(magnitudes).names, architecture)
     if not modules:
         raise AdapterRejected(f"{WEIGHTS_FILE} has no tensors of a LoRA: train it before saving it")
     ranks = _ranks(config, tensors, modules, architecture)
@@ -43,6 +52,8 @@ def check_lora(
     for module, rank in ranks.items():
         scaling = alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
         _check_pair(tensors, module, architecture.modules[module], rank, scaling)
+        if config.use_dora:
+            _check_magnitude(tensors, module, architecture)
     notes = (
         *(f"{name} is not there: it is 8, as PEFT has it" for name in _absent_numbers(config)),
         *check_targets(config, modules, architecture),
@@ -123,6 +134,8 @@ def _config_changes(
     # The engine refuses the mere mention.
     if config.modules_to_save:
         changes["modules_to_save"] = None
+    if config.use_dora:
+        changes["use_dora"] = False
     return changes
 
 
@@ -173,3 +186,16 @@ def _check_pair(weights: Any, module: str, shape: ModuleShape, rank: int, scalin
             f"tensor {shown(half_b)} is infinite once it is scaled by lora_alpha / rank: lower "
             "lora_alpha"
         )
+
+
+def _check_magnitude(tensors: Tensors, module: str, architecture: Architecture) -> None:
+    shape = architecture.modules[module]
+    if shape.kind == "embedding" or tied_to(module, architecture) or EXPERTS in module:
+        raise AdapterRejected(
+            f"DoRA runs on the linear modules of layers, and {shown(module)} is none of them: "
+            "train without it in target_modules, or with use_dora=False"
+        )
+    name = f"{PREFIX}{module}.{MAGNITUDE}"
+    if name not in tensors.names:
+        raise AdapterRejected(f"module {shown(module)} has no {MAGNITUDE}: save the adapter again")
+    read_tensor(tensors, name, (shape.out_features,), "(out_features,)")

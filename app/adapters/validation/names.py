@@ -16,6 +16,7 @@ WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "
 # DistributedDataParallel's, and what a multimodal model calls its text model: where the model's own
 # name has no such part.
 OUTER = {"module", "language_model"}
+MAGNITUDE = "lora_magnitude_vector"
 # What PEFT has of an adapted module, in the names of its types' tensors.
 PARTS = (
     "lora_A",
@@ -23,6 +24,7 @@ PARTS = (
     "lora_E",
     "lora_embedding_A",
     "lora_embedding_B",
+    MAGNITUDE,
 )
 PART = re.compile(
     rf"(?P<module>.+)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<adapter>(?!weight$)[^.]+))?(?P<weight>\.weight)?"
@@ -120,4 +122,6 @@ def _plain_name(name: str, architecture: Architecture) -> tuple[str, str | None]
     module = None if match is None else module_of(match["module"], architecture)
     if match is None or module is None:
         return name, None
-    return f"{PREFIX}{module}.{match['part']}{match['weight'] or ''}", match["adapter"]
+    # PEFT keeps a magnitude in a layer of its own, and saves it without that.
+    end = "" if match["part"] == MAGNITUDE else match["weight"] or ""
+    return f"{PREFIX}{module}.{match['part']}{end}", match["adapter"]

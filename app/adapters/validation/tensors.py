@@ -78,7 +78,7 @@ def open_weights(file: Path) -> Iterator[Any]:
         yield weights
 
 
-def read_tensor(weights: Any, name: str, expected: tuple[int, int], meaning: str) -> Any:
+def read_tensor(weights: Any, name: str, expected: tuple[int, ...], meaning: str) -> Any:
     """A tensor of torch, of the expected shape and finite. Raises AdapterRejected."""
     described = weights.get_slice(name)
     shape, dtype = tuple(described.get_shape()), described.get_dtype()

@@ -7,9 +7,10 @@ they may import it at their top.
 
 def register() -> None:
     """The entry point `softserve` of `vllm.general_plugins`; it may be called more than once."""
-    from app.engine.plugin import cpu_lora, int8, lifetime, soft_prompt_models
+    from app.engine.plugin import cpu_lora, dora, int8, lifetime, soft_prompt_models
 
     lifetime.end_with_parent()
     cpu_lora.register()
+    dora.register()
     int8.register()
     soft_prompt_models.register()

@@ -20,12 +20,18 @@ class AdaptedModules:
         adapted = {
             part for name in manager.modules for part in manager.packed_modules.get(name, [name])
         }
-        mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
-        renames = None if mapper is None else mapper.get_rename_mapper()
-        return [name for name in names if EXPERTS in name or _engine_name(name, renames) in adapted]
+        renames = renames_of(manager.model)
+        return [name for name in names if EXPERTS in name or engine_name(name, renames) in adapted]
 
 
-def _engine_name(name: str, renames: Any) -> str:
+def renames_of(model: Any) -> Any:
+    """What of a model's modules vLLM calls otherwise than PEFT, None if nothing."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    return None if mapper is None else mapper.get_rename_mapper()
+
+
+def engine_name(name: str, renames: Any) -> str:
     """What vLLM calls a module when it loads an adapter."""
-    module: str = parse_fine_tuned_lora_name(f"{PREFIX}{name}.lora_A.weight", renames)[0]
+    peft_name = f"{PREFIX}{name.removeprefix(PREFIX)}.lora_A.weight"
+    module: str = parse_fine_tuned_lora_name(peft_name, renames)[0]
     return module

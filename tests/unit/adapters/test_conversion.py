@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -101,8 +101,9 @@ def test_what_is_added_to_each_weight_is_what_peft_adds(
     assert any("served as the LoRA" in note for note in version.notes)
 
 
-# PEFT warns of a rank of 0, which AdaLoRA leaves where a module needs none.
+# PEFT warns of a rank of 0, and of keys that it takes for those of a LoRA.
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
 def test_adalora_has_the_ranks_that_its_pattern_leaves(base: Any, tmp_path: Path) -> None:
     """As PEFT saves it after training: masked ranks are gone, of one module all."""
     model = make(base, "adalora", tmp_path)
@@ -167,4 +168,43 @@ def test_a_tensor_less_or_more_is_refused(base: Any, name: str, tmp_path: Path) 
     more = {"base_model.model.model.layers.0.mlp.up_proj.stranger": torch.zeros(2, 2)}
     save_file(tensors | more, tmp_path / WEIGHTS_FILE)
     with pytest.raises(AdapterRejected, match="stranger"):
+        check(tmp_path)
+
+
+def test_a_dora_is_served_as_it_is(base: Any, tmp_path: Path) -> None:
+    """But for the field that would have vLLM refuse it."""
+    make(base, "dora", tmp_path)
+    sent = (tmp_path / WEIGHTS_FILE).read_bytes()
+
+    version = check(tmp_path)
+
+    assert version.rank == 6
+    assert version.notes == ()
+    assert (tmp_path / WEIGHTS_FILE).read_bytes() == sent
+    assert json.loads((tmp_path / CONFIG_FILE).read_bytes())["use_dora"] is False
+
+
+@pytest.mark.parametrize("ending", ["", ".default", ".weight", ".default.weight"])
+def test_a_magnitude_by_other_names(base: Any, tmp_path: Path, ending: str) -> None:
+    make(base, "dora", tmp_path)
+    magnitude = "lora_magnitude_vector"
+    expected = load_file(tmp_path / WEIGHTS_FILE)
+
+    def rename(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith(magnitude)]:
+            tensors[f"{name}{ending}"] = tensors.pop(name)
+
+    change(tmp_path, {}, rename)
+    check(tmp_path)
+
+    assert load_file(tmp_path / WEIGHTS_FILE).keys() == expected.keys()
+
+
+@pytest.mark.parametrize("target", ["lm_head", "model.embed_tokens"])
+def test_dora_of_the_vocabulary_is_refused(base: Any, tmp_path: Path, target: str) -> None:
+    """The engine has another arithmetic for these two."""
+    config = LoraConfig(task_type="CAUSAL_LM", use_dora=True, target_modules=[target])
+    get_peft_model(base, config).save_pretrained(tmp_path, save_embedding_layers=False)
+
+    with pytest.raises(AdapterRejected, match="train without it in target_modules"):
         check(tmp_path)

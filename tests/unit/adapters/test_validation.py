@@ -470,8 +470,8 @@ def test_another_base_model(tmp_path: Path) -> None:
     assert _validate(_edit(folder, base_model_name_or_path="Tiny-Llama")).notes == ()
     write_lora(tmp_path, MODULES, base_model="someone/tiny-2")
     assert _validate(folder, force=True).base_model == "someone/tiny-2"
-    write_lora(tmp_path, MODULES, base_model="someone/tiny-2", use_dora=True)
-    with pytest.raises(AdapterRejected, match="sets use_dora"):
+    write_lora(tmp_path, MODULES, base_model="someone/tiny-2", lora_bias=True)
+    with pytest.raises(AdapterRejected, match="sets lora_bias"):
         _validate(folder, force=True)
 
 
