@@ -2,11 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    LoHaConfig,
+    LoKrConfig,
+    MissConfig,
+    VBLoRAConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 
 from softserve.schema.adapters import WEIGHTS_FILE
@@ -32,9 +41,68 @@ def adalora() -> Any:
     )
 
 
+def miss(**options: Any) -> Any:
+    # Divides neither the tiny model's sizes nor the default model's.
+    return MissConfig(**{"task_type": "CAUSAL_LM", "r": 10, "target_modules": SOME} | options)
+
+
+def vera(**options: Any) -> Any:
+    return VeraConfig(task_type="CAUSAL_LM", r=8, target_modules=SOME, **options)
+
+
+def loha() -> Any:
+    return LoHaConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        alpha=6,
+        rank_pattern={"down_proj": 3},
+        alpha_pattern={r"0\.self_attn\.[qv]_proj": 2.5},
+        target_modules=SOME,
+    )
+
+
+def lokr(**options: Any) -> Any:
+    some = {"task_type": "CAUSAL_LM", "r": 3, "decompose_factor": 4, "target_modules": SOME}
+    return LoKrConfig(**some | options)
+
+
+def vblora(**options: Any) -> Any:
+    return VBLoRAConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        num_vectors=20,
+        vector_length=32,
+        target_modules=SOME,
+        **options,
+    )
+
+
+# One of each type, which the real engine runs.
 TYPES: dict[str, Made] = {
     "adalora": Made(adalora, 0.3),
+    "miss": Made(miss, 0.02),
+    "vera": Made(vera, 1.0),
+    "loha": Made(loha, 0.3),
+    "lokr": Made(lokr, 0.2),
+    "vblora": Made(vblora, 0.5),
 }
+# Their options.
+VARIANTS: dict[str, Made] = {
+    "miss-random": Made(partial(miss, init_weights=False), 0.02),
+    "miss-mini": Made(partial(miss, init_weights="mini", mini_r=4), 0.02),
+    "miss-mini-wide": Made(partial(miss, init_weights="mini", mini_r=16), 0.02),
+    "miss-higher-than-wide": Made(partial(miss, r=40, target_modules=["v_proj"]), 0.02),
+    "vblora-topk": Made(partial(vblora, save_only_topk_weights=True, topk=3), 0.5),
+    "lokr-whole": Made(partial(lokr, decompose_factor=32, target_modules=["v_proj"]), 0.2),
+    "lokr-both": Made(partial(lokr, decompose_factor=8, decompose_both=True), 0.2),
+    "lokr-r-above-side": Made(partial(lokr, r=6, decompose_factor=2), 0.2),
+    "lokr-by-module": Made(
+        partial(lokr, rank_pattern={"v_proj": 1}, alpha_pattern={"down_proj": 3.5}), 0.2
+    ),
+    # PEFT warns that it will make the projections again.
+    "vera-by-key": Made(partial(vera, save_projection=False, projection_prng_key=5), 1.0),
+}
+ALL = TYPES | VARIANTS
 
 
 def make(base: Any, name: str, folder: Path) -> Any:
@@ -42,7 +110,7 @@ def make(base: Any, name: str, folder: Path) -> Any:
 
     `unload()` gives the base model back as it was.
     """
-    made = TYPES[name]
+    made = ALL[name]
     model = get_peft_model(base, made.config()).eval()
     generator = torch.Generator().manual_seed(11)
     for parameter in model.parameters():
