@@ -2,11 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MissConfig,
+    VBLoRAConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 
 from softserve.schema.adapters import WEIGHTS_FILE
@@ -44,14 +54,72 @@ def dora() -> Any:
     )
 
 
-# Served as the LoRA that each is equal to.
+def miss(**options: Any) -> Any:
+    # Divides neither the tiny model's sizes nor the default model's.
+    return MissConfig(**{"task_type": "CAUSAL_LM", "r": 10, "target_modules": SOME} | options)
+
+
+def vera(**options: Any) -> Any:
+    return VeraConfig(task_type="CAUSAL_LM", r=8, target_modules=SOME, **options)
+
+
+def loha() -> Any:
+    return LoHaConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        alpha=6,
+        rank_pattern={"down_proj": 3},
+        alpha_pattern={r"0\.self_attn\.[qv]_proj": 2.5},
+        target_modules=SOME,
+    )
+
+
+def lokr(**options: Any) -> Any:
+    some = {"task_type": "CAUSAL_LM", "r": 3, "decompose_factor": 4, "target_modules": SOME}
+    return LoKrConfig(**some | options)
+
+
+def vblora(**options: Any) -> Any:
+    return VBLoRAConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        num_vectors=20,
+        vector_length=32,
+        target_modules=SOME,
+        **options,
+    )
+
+
+# One of each type, which the real engine runs.
 TYPES: dict[str, Made] = {
     "adalora": Made(adalora, 0.3),
+    "miss": Made(miss, 0.02),
+    "vera": Made(vera, 1.0),
+    "loha": Made(loha, 0.3),
+    "lokr": Made(lokr, 0.2),
+    "vblora": Made(vblora, 0.5),
 }
 # Served as they are.
 OTHERS: dict[str, Made] = {
     "dora": Made(dora, 0.01),
 }
+# Their options.
+VARIANTS: dict[str, Made] = {
+    "miss-random": Made(partial(miss, init_weights=False), 0.02),
+    "miss-mini": Made(partial(miss, init_weights="mini", mini_r=4), 0.02),
+    "miss-mini-wide": Made(partial(miss, init_weights="mini", mini_r=16), 0.02),
+    "miss-higher-than-wide": Made(partial(miss, r=40, target_modules=["v_proj"]), 0.02),
+    "vblora-topk": Made(partial(vblora, save_only_topk_weights=True, topk=3), 0.5),
+    "lokr-whole": Made(partial(lokr, decompose_factor=32, target_modules=["v_proj"]), 0.2),
+    "lokr-both": Made(partial(lokr, decompose_factor=8, decompose_both=True), 0.2),
+    "lokr-r-above-side": Made(partial(lokr, r=6, decompose_factor=2), 0.2),
+    "lokr-by-module": Made(
+        partial(lokr, rank_pattern={"v_proj": 1}, alpha_pattern={"down_proj": 3.5}), 0.2
+    ),
+    # PEFT warns that it will make the projections again.
+    "vera-by-key": Made(partial(vera, save_projection=False, projection_prng_key=5), 1.0),
+}
+CONVERTED = TYPES | VARIANTS
 
 
 def make(base: Any, name: str, folder: Path) -> Any:
@@ -59,14 +127,14 @@ def make(base: Any, name: str, folder: Path) -> Any:
 
     `unload()` gives the base model back as it was.
     """
-    made = (TYPES | OTHERS)[name]
+    made = (CONVERTED | OTHERS)[name]
     model = get_peft_model(base, made.config()).eval()
     generator = torch.Generator().manual_seed(11)
-    for parameter in model.parameters():
+    for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
             noise = made.std * torch.randn(parameter.shape, generator=generator)
             # A magnitude begins as the length of a row, and is trained to something near it.
-            is_magnitude = parameter.dim() == 1
+            is_magnitude = "lora_magnitude_vector" in parameter_name
             parameter.data = parameter.data * (1 + 10 * noise) if is_magnitude else noise
     model.save_pretrained(folder)
     made.finish(folder)

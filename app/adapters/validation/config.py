@@ -89,6 +89,10 @@ def _check_init(init: bool | str | None) -> bool | str | None:
 
 
 PositiveInteger = Annotated[int, Field(gt=0), _expected("a positive integer")]
+Integer = Annotated[int, _expected("an integer")]
+Flag = Annotated[bool, _expected("true or false")]
+# What torch takes for the state of a generator of random numbers.
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64), _expected("an integer of 64 bits")]
 Number = Annotated[float, _expected("a finite number")]
 ByModule = Annotated[
     dict[str, T],

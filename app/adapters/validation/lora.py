@@ -3,15 +3,16 @@
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from app.adapters.archive import shown
 from app.adapters.validation.base_copies import tied_to
+from app.adapters.validation.by_module import by_module, by_module_if_it_runs
 from app.adapters.validation.checked import Checked, lora_facts
 from app.adapters.validation.config import LoRAConfig
 from app.adapters.validation.low_rank import check_loras_run, check_module, check_rank
 from app.adapters.validation.names import MAGNITUDE, PREFIX, Tensors, names_of
-from app.adapters.validation.patterns import CannotRun, key_pattern
+from app.adapters.validation.patterns import CannotRun
 from app.adapters.validation.served import pattern_for_each
 from app.adapters.validation.targets import check_targets, last_names, untrained_modules
 from app.adapters.validation.tensors import read_tensor
@@ -19,8 +20,6 @@ from app.engine.protocol import Architecture, ModuleShape
 from app.errors import AdapterRejected
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
-
-T = TypeVar("T", int, float)
 
 # Of a mixture: the engine keeps them together.
 EXPERTS = ".experts."
@@ -48,7 +47,8 @@ def check_lora(
         raise AdapterRejected(f"{WEIGHTS_FILE} has no tensors of a LoRA: train it before saving it")
     ranks = _ranks(config, tensors, modules, architecture)
     check_rank(max(ranks.values()), limits)
-    alphas = _alphas(config, modules, architecture)
+    default = config.lora_alpha
+    alphas = by_module("alpha_pattern", config.alpha_pattern, modules, default, architecture)
     for module, rank in ranks.items():
         scaling = alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
         _check_pair(tensors, module, architecture.modules[module], rank, scaling)
@@ -68,7 +68,9 @@ def _ranks(
 ) -> dict[str, int]:
     """The rank of every module. The shapes tell it where a key of rank_pattern cannot be run."""
     try:
-        return _by_module("rank_pattern", config.rank_pattern, modules, config.r, architecture)
+        return by_module_if_it_runs(
+            "rank_pattern", config.rank_pattern, modules, config.r, architecture
+        )
     except CannotRun:
         return {module: _rank_in_shape(config, tensors, module, architecture) for module in modules}
 
@@ -81,41 +83,6 @@ def _rank_in_shape(
     shape = tuple(tensors.get_slice(half_a).get_shape())
     declared = {config.r, *config.rank_pattern.values()}
     return shape[0] if shape and shape[0] in declared else config.r
-
-
-def _alphas(
-    config: LoRAConfig, modules: Collection[str], architecture: Architecture
-) -> dict[str, float]:
-    default = config.lora_alpha
-    try:
-        return _by_module("alpha_pattern", config.alpha_pattern, modules, default, architecture)
-    except CannotRun as reason:
-        raise AdapterRejected(
-            f"alpha_pattern has a key that cannot be run in linear time ({reason}): write the "
-            "names of modules, their last parts, or a pattern without look-around and "
-            "back-references"
-        ) from reason
-
-
-def _by_module(
-    field: str,
-    patterns: Mapping[str, T],
-    modules: Collection[str],
-    default: T,
-    architecture: Architecture,
-) -> dict[str, T]:
-    """The value of the first key that matches, as PEFT matches it. Raises CannotRun."""
-    num_keys, num_modules = len(patterns), len(architecture.modules)
-    if num_keys > num_modules:
-        raise AdapterRejected(
-            f"{field} has {num_keys:,} keys, and the base model {num_modules:,} modules: leave out "
-            "those that match nothing"
-        )
-    keys = [(key_pattern(key), value) for key, value in patterns.items()]
-    return {
-        module: next((value for key, value in keys if key.fullmatch(module)), default)
-        for module in modules
-    }
 
 
 def _config_changes(

@@ -38,12 +38,12 @@ def check_loras_run(architecture: Architecture) -> None:
         raise AdapterRejected(f"no LoRA can be added: {architecture.no_loras}")
 
 
-def check_rank(rank: int, limits: Limits, what: str = "LoRA") -> None:
+def check_rank(rank: int, limits: Limits, what: str = "LoRA", cause: str = "r") -> None:
     """Raises AdapterRejected for what is of a higher rank than the engine makes room for."""
     if rank > limits.max_lora_rank:
         raise AdapterRejected(
             f"the {what} has rank {shown(rank)} and the limit is {limits.max_lora_rank}: train "
-            "with a lower r, or start the server with a higher --max-lora-rank"
+            f"with a lower {cause}, or start the server with a higher --max-lora-rank"
         )
 
 

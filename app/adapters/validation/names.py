@@ -1,7 +1,7 @@
 """What the tensors of a file are called, and what they are: PEFT's names below all wrappers."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from app.adapters.archive import shown
@@ -17,6 +17,8 @@ WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "
 # name has no such part.
 OUTER = {"module", "language_model"}
 MAGNITUDE = "lora_magnitude_vector"
+# What is around the parts that all modules share.
+OUTSIDE = {*WRAPPERS, *OUTER, "base_model", ""}
 # What PEFT has of an adapted module, in the names of its types' tensors.
 PARTS = (
     "lora_A",
@@ -25,6 +27,32 @@ PARTS = (
     "lora_embedding_A",
     "lora_embedding_B",
     MAGNITUDE,
+    "miss_block",
+    "bone_block",
+    "vera_lambda_b",
+    "vera_lambda_d",
+    "vblora_logits_A",
+    "vblora_logits_A_topk_indices",
+    "vblora_logits_A_topk_weights",
+    "vblora_logits_B",
+    "vblora_logits_B_topk_indices",
+    "vblora_logits_B_topk_weights",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+)
+# What all modules of an adapter share: its name has no module.
+SHARED_PREFIX = "base_model."
+SHARED_PARTS = ("vera_A", "vera_B", "vblora_vector_bank")
+SHARED_PART = re.compile(
+    rf"(?P<outer>(?:[^.]+\.)*)(?P<part>{'|'.join(SHARED_PARTS)})(?:\.(?P<adapter>[^.]+))?"
 )
 PART = re.compile(
     rf"(?P<module>.+)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<adapter>(?!weight$)[^.]+))?(?P<weight>\.weight)?"
@@ -44,7 +72,7 @@ class Tensors:
         self._names = names
 
     @property
-    def names(self) -> Iterable[str]:
+    def names(self) -> Collection[str]:
         return self._names.keys()
 
     def get_slice(self, name: str) -> Any:
@@ -118,6 +146,9 @@ def names_of(module: str, shape: ModuleShape) -> list[str]:
 
 def _plain_name(name: str, architecture: Architecture) -> tuple[str, str | None]:
     """The name by PEFT's rule, and the adapter that is named in it."""
+    shared = SHARED_PART.fullmatch(name)
+    if shared is not None and OUTSIDE.issuperset(shared["outer"].split(".")):
+        return f"{SHARED_PREFIX}{shared['part']}", shared["adapter"]
     match = PART.fullmatch(name)
     module = None if match is None else module_of(match["module"], architecture)
     if match is None or module is None:

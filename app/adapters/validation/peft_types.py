@@ -11,11 +11,22 @@ from app.adapters.validation.config import (
     wrong_field,
 )
 from app.adapters.validation.conversion.adalora import AdaLoRAConfig
+from app.adapters.validation.conversion.loha import LoHaConfig
+from app.adapters.validation.conversion.lokr import LoKrConfig
+from app.adapters.validation.conversion.miss import BoneConfig, MiSSConfig
+from app.adapters.validation.conversion.vblora import VBLoRAConfig
+from app.adapters.validation.conversion.vera import VeRAConfig
 from app.errors import AdapterRejected
 
 PEFT_TYPES: Mapping[str, type[AdapterConfig]] = {
     "LORA": LoRAConfig,
     "ADALORA": AdaLoRAConfig,
+    "MISS": MiSSConfig,
+    "BONE": BoneConfig,
+    "VERA": VeRAConfig,
+    "LOHA": LoHaConfig,
+    "LOKR": LoKrConfig,
+    "VBLORA": VBLoRAConfig,
     "PROMPT_TUNING": SoftPromptConfig,
     "P_TUNING": SoftPromptConfig,
 }

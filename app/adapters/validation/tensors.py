@@ -5,7 +5,7 @@ says where in the rest of the file each tensor lies.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 # Tens of thousands of tensors fit; the library would hold ten times as much.
 MAX_HEADER_BYTES = 16 << 20
 LENGTH_BYTES = 8
-DTYPES = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
 
 NOT_SAFETENSORS = (
     f"{WEIGHTS_FILE} is not a safetensors file, or it is damaged or cut short: send it again, or "
@@ -78,7 +78,13 @@ def open_weights(file: Path) -> Iterator[Any]:
         yield weights
 
 
-def read_tensor(weights: Any, name: str, expected: tuple[int, ...], meaning: str) -> Any:
+def read_tensor(
+    weights: Any,
+    name: str,
+    expected: tuple[int, ...],
+    meaning: str,
+    dtypes: Sequence[str] = FLOATS,
+) -> Any:
     """A tensor of torch, of the expected shape and finite. Raises AdapterRejected."""
     described = weights.get_slice(name)
     shape, dtype = tuple(described.get_shape()), described.get_dtype()
@@ -87,9 +93,11 @@ def read_tensor(weights: Any, name: str, expected: tuple[int, ...], meaning: str
             f"tensor {shown(name)} has the shape {shown(shape)}; expected {expected}, which is "
             f"{meaning}: check {CONFIG_FILE} and which base model the adapter was trained on"
         )
-    if dtype not in DTYPES:
+    if dtype not in dtypes:
+        *most, last = dtypes
         raise AdapterRejected(
-            f"tensor {shown(name)} is {dtype}; expected F32, F16 or BF16: save it as one of them"
+            f"tensor {shown(name)} is {dtype}; expected {', '.join(most)} or {last}: save it as "
+            "one of them"
         )
     tensor = weights.get_tensor(name)
     if not tensor.isfinite().all():

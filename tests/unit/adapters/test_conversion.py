@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from app.adapters.validation import digest_of, validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture
 from app.engine.vllm.architecture import modules_of
-from app.errors import AdapterRejected
+from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
-from tests.peft_types import TYPES, make
+from tests.peft_types import CONVERTED, make
 
 LIMITS = Limits()
 TINY = LlamaConfig(
@@ -33,6 +34,9 @@ TINY = LlamaConfig(
 )
 ARCHITECTURE = Architecture(frozenset({"tiny"}), 64, modules_of(TINY))
 Tensors = dict[str, torch.Tensor]
+BANK = "base_model.vblora_vector_bank"
+# PEFT warns that it makes VeRA's projections again.
+pytestmark = pytest.mark.filterwarnings("ignore:Specified to not")
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def merged_deltas(base: Any, folder: Path) -> Tensors:
     return {name: delta for name, delta in deltas.items() if delta.any()}
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", CONVERTED)
 def test_what_is_added_to_each_weight_is_what_peft_adds(
     base: Any, name: str, tmp_path: Path
 ) -> None:
@@ -104,6 +108,9 @@ def test_what_is_added_to_each_weight_is_what_peft_adds(
 # PEFT warns of a rank of 0, and of keys that it takes for those of a LoRA.
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
+# PEFT warns of a rank of 0, which AdaLoRA leaves where a module needs none, and of its own keys.
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")
+@pytest.mark.filterwarnings("ignore:The following rank_pattern")
 def test_adalora_has_the_ranks_that_its_pattern_leaves(base: Any, tmp_path: Path) -> None:
     """As PEFT saves it after training: masked ranks are gone, of one module all."""
     model = make(base, "adalora", tmp_path)
@@ -124,7 +131,7 @@ def test_adalora_has_the_ranks_that_its_pattern_leaves(base: Any, tmp_path: Path
         torch.testing.assert_close(served[module], delta, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", CONVERTED)
 def test_a_rank_above_the_limit_is_refused(base: Any, name: str, tmp_path: Path) -> None:
     make(base, name, tmp_path)
 
@@ -132,7 +139,7 @@ def test_a_rank_above_the_limit_is_refused(base: Any, name: str, tmp_path: Path)
         check(tmp_path, Limits(max_lora_rank=1))
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", CONVERTED)
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -152,16 +159,22 @@ def test_every_tensor_is_checked(
     module = next(key.rpartition(".")[0] for key in tensors if "layers.0" in key)
     spoiled = [key for key in tensors if key.startswith(module) or "layers" not in key]
     for key in spoiled:
-        save_file(tensors | {key: spoil(tensors[key].clone())}, tmp_path / WEIGHTS_FILE)
+        tensor = tensors[key]
+        # Indices are no numbers that could be NaN.
+        if not tensor.is_floating_point() and sentence == "holds NaN":
+            continue
+        save_file(tensors | {key: spoil(tensor.clone())}, tmp_path / WEIGHTS_FILE)
         with pytest.raises(AdapterRejected, match=sentence):
             check(tmp_path)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", CONVERTED)
 def test_a_tensor_less_or_more_is_refused(base: Any, name: str, tmp_path: Path) -> None:
     make(base, name, tmp_path)
     tensors = load_file(tmp_path / WEIGHTS_FILE)
-    for key in list(tensors)[:2]:
+    num_parts = Counter(key.rpartition(".")[0] for key in tensors)
+    # A module without any is as in the base model.
+    for key in [key for key in tensors if num_parts[key.rpartition(".")[0]] > 1][:2]:
         save_file({k: t for k, t in tensors.items() if k != key}, tmp_path / WEIGHTS_FILE)
         with pytest.raises(AdapterRejected):
             check(tmp_path)
@@ -208,3 +221,125 @@ def test_dora_of_the_vocabulary_is_refused(base: Any, tmp_path: Path, target: st
 
     with pytest.raises(AdapterRejected, match="train without it in target_modules"):
         check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "sentence"),
+    [
+        ("miss", {"init_weights": "bat"}, "depends on the base model's weights .*=True or"),
+        ("miss", {"init_weights": "bad"}, "init_weights 'bad'; expected true, false or 'mini'"),
+        ("miss", {"r": 65}, "r is 65, and module .* has 64 inputs"),
+        ("miss-mini", {"mini_r": 5}, "mini_r is 5, which does not divide the 64 outputs of module"),
+        ("vera", {"save_projection": False}, "by save_projection .* set it to true"),
+        ("vera-by-key", {"save_projection": True}, "has no base_model.vera_A"),
+        ("vera-by-key", {"projection_prng_key": 1 << 64}, "expected an integer of 64 bits"),
+        ("vera-by-key", {"r": 256}, "VeRA has rank 256 and the limit is 32"),
+        ("loha", {"r": 6}, r"LoHa has rank 36 .* lower r \(the rank is its square\)"),
+        ("loha", {"rank_pattern": {"(?=q)q_proj": 1}}, "rank_pattern has a key that cannot be run"),
+        ("loha", {"alpha_pattern": {"(?=q)q_proj": 1}}, "alpha_pattern has a key .* cannot be run"),
+        ("loha", {"alpha": 1e300}, "is infinite once its tensors are multiplied"),
+        ("lokr", {"decompose_factor": 16}, "LoKr has rank 64 .* decompose_factor such as 4"),
+        ("lokr-whole", {"decompose_factor": 1}, "has no lokr_w2_a: save"),
+        ("lokr-both", {"decompose_both": False}, "has no lokr_w1: save"),
+        ("vblora", {"vector_length": 31}, "has the shape"),
+        ("vblora", {"topk": 21}, "has topk 21 of 20 vectors"),
+        ("vblora", {"num_vectors": 10**30}, "has the shape"),
+        ("vblora", {"save_only_topk_weights": True}, "is not of this type"),
+        ("vblora-topk", {"topk": 2}, "has the shape"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(
+    base: Any, name: str, config: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    make(base, name, tmp_path)
+    change(tmp_path, config, lambda tensors: None)
+
+    with pytest.raises(AdapterRejected, match=sentence):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["miss", "vera-by-key", "loha", "lokr", "vblora"])
+def test_what_would_be_too_large_a_lora_is_refused_before_it_is_made(
+    base: Any, name: str, tmp_path: Path
+) -> None:
+    make(base, name, tmp_path)
+
+    with pytest.raises(AdapterTooLarge, match=r"is a LoRA of .* bytes and the limit is 1,000"):
+        check(tmp_path, Limits(max_adapter_bytes=1000))
+
+
+def test_bone_is_miss_by_its_older_name(base: Any, tmp_path: Path) -> None:
+    """As PEFT had it before, and as its own script turns it into MiSS."""
+    expected = merged_deltas(make(base, "miss", tmp_path).unload(), tmp_path)
+
+    def name_as_bone(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[name.replace(".miss_", ".bone_")] = tensors.pop(name)
+
+    change(tmp_path, {"peft_type": "BONE"}, name_as_bone)
+
+    check(tmp_path)
+
+    served = served_deltas(tmp_path)
+    assert served.keys() == expected.keys()
+    for module, delta in expected.items():
+        torch.testing.assert_close(served[module], delta, atol=1e-5, rtol=1e-4)
+
+
+def test_lokr_with_a_surplus_tensor_is_refused(base: Any, tmp_path: Path) -> None:
+    make(base, "lokr", tmp_path)
+    more = {"base_model.model.model.layers.0.self_attn.q_proj.lokr_w2": torch.zeros(16, 16)}
+    change(tmp_path, {}, lambda tensors: tensors.update(more))
+
+    with pytest.raises(AdapterRejected, match=r"has a lokr_w2, and by adapter_config.json"):
+        check(tmp_path)
+
+
+def test_vblora_whose_vectors_are_not_as_long_as_its_modules_is_refused(
+    base: Any, tmp_path: Path
+) -> None:
+    make(base, "vblora", tmp_path)
+    change(
+        tmp_path,
+        {"vector_length": 31},
+        lambda tensors: tensors.update({BANK: tensors[BANK][:, :31].clone()}),
+    )
+
+    with pytest.raises(AdapterRejected, match="vector_length is 31, which does not divide"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "spoil", "sentence"),
+    [
+        ("indices", lambda tensor: tensor.fill_(20), "does not name 3 of 20 vectors"),
+        ("indices", lambda tensor: tensor.zero_(), "does not name 3 of 20 vectors"),
+        ("indices", lambda tensor: tensor.float(), "is F32; expected U8, I16, I32 or I64"),
+        ("weights", lambda tensor: tensor.fill_(0.6), "above 1 together"),
+        ("weights", lambda tensor: tensor.fill_(-0.1), "negative"),
+    ],
+)
+def test_the_choice_of_vblora_is_checked(
+    base: Any, part: str, spoil: Any, sentence: str, tmp_path: Path
+) -> None:
+    make(base, "vblora-topk", tmp_path)
+    name = f"base_model.model.model.layers.0.self_attn.q_proj.vblora_logits_A_topk_{part}"
+    change(tmp_path, {}, lambda tensors: tensors.update({name: spoil(tensors[name].clone())}))
+
+    with pytest.raises(AdapterRejected, match=sentence):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vera", "vblora"])
+def test_what_modules_share_is_known_below_wrappers(base: Any, name: str, tmp_path: Path) -> None:
+    expected = merged_deltas(make(base, name, tmp_path).unload(), tmp_path)
+
+    def wrap(tensors: Tensors) -> None:
+        for key in list(tensors):
+            tensors[f"module._orig_mod.{key}.default"] = tensors.pop(key)
+
+    change(tmp_path, {}, wrap)
+
+    check(tmp_path)
+
+    assert served_deltas(tmp_path).keys() == expected.keys()

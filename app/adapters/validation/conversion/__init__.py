@@ -7,7 +7,7 @@ algebra. Whatever is not exact is refused.
 from app.adapters.archive import shown
 from app.adapters.validation.checked import Checked, made_of
 from app.adapters.validation.conversion.base import ConvertedConfig
-from app.adapters.validation.low_rank import LowRanks, check_loras_run, check_rank
+from app.adapters.validation.low_rank import LowRanks, check_loras_run
 from app.adapters.validation.names import Tensors
 from app.adapters.validation.targets import check_targets, untrained_modules
 from app.engine.protocol import Architecture
@@ -25,7 +25,7 @@ def convert(
     """
     check_loras_run(architecture)
     low_ranks = config.low_ranks(tensors, architecture, limits)
-    _check(low_ranks, config.title, limits)
+    _check(low_ranks, config.title)
     rank = max(low_rank.rank for low_rank in low_ranks.values())
     notes = (
         f"{config.title}: served as the LoRA of rank {rank} that it is equal to",
@@ -35,11 +35,10 @@ def convert(
     return made_of(low_ranks, notes, architecture)
 
 
-def _check(low_ranks: LowRanks, title: str, limits: Limits) -> None:
+def _check(low_ranks: LowRanks, title: str) -> None:
     if not low_ranks:
         raise AdapterRejected(f"the {title} has rank 0 in every module: train it with a higher one")
     for module, low_rank in low_ranks.items():
-        check_rank(low_rank.rank, limits, title)
         if not (low_rank.a.isfinite().all() and low_rank.b.isfinite().all()):
             raise AdapterRejected(
                 f"module {shown(module)} of the {title} is infinite once its tensors are "

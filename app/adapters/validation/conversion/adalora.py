@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from app.adapters.validation.config import ABSENT, Bias, ByModule, Number, PositiveInteger
 from app.adapters.validation.conversion.base import ConvertedConfig, parts_by_module
-from app.adapters.validation.low_rank import LowRank, LowRanks, check_rank
+from app.adapters.validation.low_rank import LowRank, LowRanks
 from app.adapters.validation.names import Tensors
 from app.adapters.validation.tensors import read_tensor
 from app.engine.protocol import Architecture
@@ -31,15 +31,15 @@ class AdaLoRAConfig(ConvertedConfig):
 
     def low_ranks(self, tensors: Tensors, architecture: Architecture, limits: Limits) -> LowRanks:
         modules = parts_by_module(tensors, architecture, PARTS)
-        ranks = {KEY_END.sub("", key): sum(kept) for key, kept in self.rank_pattern.items()}
+        left = {KEY_END.sub("", key): sum(kept) for key, kept in self.rank_pattern.items()}
+        ranks = {module: left.get(module, self.init_r) for module in modules}
+        self.check_ranks(ranks, architecture, limits)
         # By PEFT's code, an alpha that is not positive stands for init_r.
         alpha = self.lora_alpha if self.lora_alpha > 0 else self.init_r
         scaling = alpha / (self.init_r + 1e-5)
         low_ranks = {}
         for module, names in modules.items():
-            rank = ranks.get(module, self.init_r)
-            check_rank(rank, limits, self.title)
-            shape = architecture.modules[module]
+            rank, shape = ranks[module], architecture.modules[module]
             a = read_tensor(tensors, names["lora_A"], (rank, shape.in_features), "(rank, in)")
             b = read_tensor(tensors, names["lora_B"], (shape.out_features, rank), "(out, rank)")
             e = read_tensor(tensors, names["lora_E"], (rank, 1), "(rank, 1)")

@@ -1,24 +1,27 @@
 """What the types have in common."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 from app.adapters.archive import shown
 from app.adapters.validation.config import TargetedConfig
-from app.adapters.validation.low_rank import LowRanks, check_module
+from app.adapters.validation.low_rank import LowRanks, check_module, check_rank
 from app.adapters.validation.names import PREFIX, Tensors
 from app.engine.protocol import Architecture
-from app.errors import AdapterRejected
-from softserve.schema.adapters import WEIGHTS_FILE
+from app.errors import AdapterRejected, AdapterTooLarge
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
+
+BYTES_OF_A_NUMBER = 4
 
 
 class ConvertedConfig(TargetedConfig):
     """A type that is served as a LoRA."""
 
-    # As a person calls it.
+    # As a person calls it, and what its rank comes from.
     title: ClassVar[str]
+    cause_of_rank: ClassVar[str] = "r"
 
     @abstractmethod
     def low_ranks(self, tensors: Tensors, architecture: Architecture, limits: Limits) -> LowRanks:
@@ -30,6 +33,27 @@ class ConvertedConfig(TargetedConfig):
             AdapterRejected: they are not those of this type, or not of low rank.
         """
 
+    def check_ranks(
+        self, ranks: Mapping[str, int], architecture: Architecture, limits: Limits
+    ) -> None:
+        """Whether a LoRA with these ranks is within the limits. A small file can say a large one.
+
+        Raises:
+            AdapterRejected: a rank is too high.
+            AdapterTooLarge: together they are too large.
+        """
+        num_bytes = 0
+        for module, rank in ranks.items():
+            check_rank(rank, limits, self.title, self.cause_of_rank)
+            shape = architecture.modules[module]
+            num_bytes += rank * (shape.in_features + shape.out_features) * BYTES_OF_A_NUMBER
+        if num_bytes > limits.max_adapter_bytes:
+            raise AdapterTooLarge(
+                f"the {self.title} is a LoRA of {num_bytes:,} bytes and the limit is "
+                f"{limits.max_adapter_bytes:,}: train fewer modules, or with a lower "
+                f"{self.cause_of_rank}, or start the server with a higher --max-adapter-bytes"
+            )
+
 
 def parts_by_module(
     tensors: Tensors,
@@ -40,11 +64,25 @@ def parts_by_module(
 ) -> dict[str, dict[str, str]]:
     """The names of the tensors of each linear module, by part.
 
-    A module has all of `parts`. Those of `shared` belong to no module.
+    A module has all of `parts`. Those of `shared` belong to no module, and are there.
 
     Raises:
         AdapterRejected: a tensor is not known, or one is missing.
     """
+    modules = known_parts(tensors, architecture, parts, shared=shared)
+    for module, found in modules.items():
+        check_parts(module, found, parts)
+    return modules
+
+
+def known_parts(
+    tensors: Tensors,
+    architecture: Architecture,
+    parts: Sequence[str],
+    *,
+    shared: Collection[str] = (),
+) -> dict[str, dict[str, str]]:
+    """The same, where not every module has all of `parts`."""
     modules: dict[str, dict[str, str]] = {}
     for name in tensors.names:
         if name in shared:
@@ -59,9 +97,17 @@ def parts_by_module(
         modules.setdefault(module, {})[part] = name
     if not modules:
         raise AdapterRejected(f"{WEIGHTS_FILE} has no tensors of a module: train it before saving")
-    for module, found in modules.items():
-        if missing := [part for part in parts if part not in found]:
-            raise AdapterRejected(
-                f"module {shown(module)} has no {missing[0]}: save the adapter again"
-            )
+    if missing := [name for name in shared if name not in tensors.names]:
+        raise AdapterRejected(f"{WEIGHTS_FILE} has no {missing[0]}: save the adapter again")
     return modules
+
+
+def check_parts(module: str, found: Collection[str], expected: Collection[str]) -> None:
+    """Raises AdapterRejected unless exactly these parts of a module are there."""
+    if missing := [part for part in expected if part not in found]:
+        raise AdapterRejected(f"module {shown(module)} has no {missing[0]}: save the adapter again")
+    if others := [part for part in found if part not in expected]:
+        raise AdapterRejected(
+            f"module {shown(module)} has a {others[0]}, and by {CONFIG_FILE} PEFT has none there: "
+            "send the two files that were saved together"
+        )
