@@ -33,7 +33,12 @@ def lora_facts(ranks: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def made_of(low_ranks: LowRanks, notes: tuple[str, ...], architecture: Architecture) -> Checked:
+def made_of(
+    low_ranks: LowRanks,
+    notes: tuple[str, ...],
+    architecture: Architecture,
+    trained_tokens: tuple[int, ...] = (),
+) -> Checked:
     """What is served as the LoRA that adds these, whatever its files are."""
     ranks = {module: low_rank.rank for module, low_rank in low_ranks.items()}
     rank = max(ranks.values())
@@ -53,5 +58,7 @@ def made_of(low_ranks: LowRanks, notes: tuple[str, ...], architecture: Architect
         "modules_to_save": None,
         "bias": "none",
         "init_lora_weights": True,
+        "trainable_token_indices": None,
     }
-    return Checked(lora_facts(ranks), notes, changes, weights)
+    facts = lora_facts(ranks) | {"trained_tokens": trained_tokens}
+    return Checked(facts, notes, changes, weights)

@@ -23,9 +23,12 @@ PARTS = (
     "lora_E",
     "lora_embedding_A",
     "lora_embedding_B",
+    # Rows of an embedding, by the option of a LoRA and by the type of its own.
+    "token_adapter.trainable_tokens_delta",
+    "trainable_tokens_delta",
 )
 PART = re.compile(
-    rf"(?P<module>.+)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<adapter>(?!weight$)[^.]+))?(?P<weight>\.weight)?"
+    rf"(?P<module>.+?)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<adapter>(?!weight$)[^.]+))?(?P<weight>\.weight)?"
 )
 
 HALVES = {

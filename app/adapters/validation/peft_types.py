@@ -7,6 +7,7 @@ from app.adapters.validation.config import (
     AdapterConfig,
     LoRAConfig,
     SoftPromptConfig,
+    TrainedTokensConfig,
     read_json,
     wrong_field,
 )
@@ -16,6 +17,7 @@ from app.errors import AdapterRejected
 PEFT_TYPES: Mapping[str, type[AdapterConfig]] = {
     "LORA": LoRAConfig,
     "ADALORA": AdaLoRAConfig,
+    "TRAINABLE_TOKENS": TrainedTokensConfig,
     "PROMPT_TUNING": SoftPromptConfig,
     "P_TUNING": SoftPromptConfig,
 }
