@@ -160,6 +160,19 @@ def _surplus(hidden_size: int, modules: Modules) -> Files:
     return as_files(lora_config(2, target_modules=names[:1]), tensors)
 
 
+def _rows_of_a_token(token_id: int) -> Make:
+    """A LoRA that has a row of its own for one token."""
+
+    def make(hidden_size: int, modules: Modules) -> Files:
+        config, tensors = good_lora(modules)
+        name, shape = _first(modules, "embedding")
+        rows = torch.zeros(1, shape.out_features)
+        tensors[f"base_model.model.{name}.token_adapter.trainable_tokens_delta"] = rows
+        return as_files(config | {"trainable_token_indices": [token_id]}, tensors)
+
+    return make
+
+
 def _base_copy(hidden_size: int, modules: Modules) -> Files:
     config, tensors = good_lora(modules)
     name, _ = _first(modules, "embedding")
@@ -521,7 +534,20 @@ WRONG_CONFIG: list[tuple[str, Make, int, str]] = [
     ("layer_replication", _lora(_set(layer_replication=[[0, 1]])), 422, "sets layer_replication"),
     ("use_bdlora", _lora(_set(use_bdlora={"nblocks": 2})), 422, "sets use_bdlora"),
     ("use_qalora", _lora(_set(use_qalora=True)), 422, "sets use_qalora"),
-    ("new tokens", _lora(_set(trainable_token_indices=[0])), 422, "sets trainable_token_indices"),
+    (
+        "trained tokens: none there",
+        _lora(_set(trainable_token_indices=[0])),
+        422,
+        "has no trainable_tokens_delta",
+    ),
+    (
+        "trained tokens: text",
+        _lora(_set(trainable_token_indices=["a"])),
+        422,
+        "expected a list of token ids",
+    ),
+    ("trained tokens: beyond", _rows_of_a_token(10**9), 422, "is trained, and the base model's"),
+    ("trained tokens: negative", _rows_of_a_token(-1), 422, "token -1 is trained"),
     ("parameters", _lora(_set(target_parameters=["a.b"])), 422, "sets target_parameters"),
     ("megatron", _lora(_set(megatron_config={"a": 1})), 422, "sets megatron_config"),
     ("arrow", _lora(_set(arrow_config={"top_k": 1})), 422, "sets arrow_config"),

@@ -13,6 +13,7 @@ from peft import (
     LoKrConfig,
     LoraConfig,
     MissConfig,
+    TrainableTokensConfig,
     VBLoRAConfig,
     VeraConfig,
     get_peft_model,
@@ -22,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from softserve.schema.adapters import WEIGHTS_FILE
 
 SOME = ["q_proj", "v_proj", "down_proj"]
+# In the default model's vocabulary: " a", " of", " is" and ":".
+TOKENS = [282, 253, 314, 42]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,10 @@ def adalora() -> Any:
     )
 
 
-def dora() -> Any:
+def dora(**options: Any) -> Any:
     """Every kind of linear module, of two ranks."""
     return LoraConfig(
+        **options,
         task_type="CAUSAL_LM",
         r=6,
         lora_alpha=12,
@@ -102,6 +106,7 @@ TYPES: dict[str, Made] = {
 # Served as they are.
 OTHERS: dict[str, Made] = {
     "dora": Made(dora, 0.01),
+    "dora-and-tokens": Made(partial(dora, trainable_token_indices=TOKENS), 0.01),
 }
 # Their options.
 VARIANTS: dict[str, Made] = {
@@ -122,12 +127,67 @@ VARIANTS: dict[str, Made] = {
 CONVERTED = TYPES | VARIANTS
 
 
+def tokens() -> Any:
+    return TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=TOKENS)
+
+
+def lora_and_tokens() -> Any:
+    """Between them: another rank, and a scaling that is not 1."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=8,
+        lora_alpha=16,
+        rank_pattern={"v_proj": 3},
+        target_modules=["q_proj", "v_proj"],
+        trainable_token_indices=TOKENS,
+    )
+
+
+def head_and_tokens() -> Any:
+    """The head has both, where it is tied to the embedding."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        use_rslora=True,
+        target_modules=["q_proj", "lm_head"],
+        trainable_token_indices={"embed_tokens": TOKENS},
+    )
+
+
+def tokens_of_both() -> Any:
+    """The embedding and the head have rows of different tokens, though they may be tied."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        target_modules=["o_proj"],
+        trainable_token_indices={"embed_tokens": TOKENS, "lm_head": TOKENS[1:]},
+    )
+
+
+def tokens_of_the_head() -> Any:
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        target_modules=["o_proj"],
+        trainable_token_indices={"lm_head": TOKENS},
+    )
+
+
+WITH_TOKENS: dict[str, Made] = {
+    "tokens": Made(tokens, 0.2),
+    "lora-and-tokens": Made(lora_and_tokens, 0.1),
+    "head-and-tokens": Made(head_and_tokens, 0.1),
+    "tokens-of-both": Made(tokens_of_both, 0.1),
+    "tokens-of-the-head": Made(tokens_of_the_head, 0.1),
+}
+
+
 def make(base: Any, name: str, folder: Path) -> Any:
     """PEFT's model with a random adapter of a type on `base`, in FP32; it is saved in `folder`.
 
     `unload()` gives the base model back as it was.
     """
-    made = (CONVERTED | OTHERS)[name]
+    made = (CONVERTED | OTHERS | WITH_TOKENS)[name]
     model = get_peft_model(base, made.config()).eval()
     generator = torch.Generator().manual_seed(11)
     for parameter_name, parameter in model.named_parameters():

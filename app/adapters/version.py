@@ -10,7 +10,8 @@ class AdapterVersion:
     """One immutable version.
 
     `digest` is the SHA-256 of its files, in hexadecimal. A LoRA has a `rank` (its largest) and
-    `target_modules` (the last parts of their names); a soft prompt has `num_virtual_tokens`.
+    `target_modules` (the last parts of their names), and `trained_tokens`, the ids of those that it
+    has embeddings of its own for; a soft prompt has `num_virtual_tokens`.
     `base_model` is the one that it declares, if it declares one. `notes` say in what it is served
     otherwise than its files say.
     """
@@ -23,3 +24,4 @@ class AdapterVersion:
     target_modules: tuple[str, ...] = ()
     num_virtual_tokens: int | None = None
     notes: tuple[str, ...] = ()
+    trained_tokens: tuple[int, ...] = ()

@@ -1,7 +1,7 @@
 """What the rest of softserve needs from an engine."""
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -61,7 +61,7 @@ class Architecture:
     that a LoRA can target (`model.layers.0.self_attn.q_proj`). `no_soft_prompts` is the reason why
     this model cannot take a soft prompt, None where it can. `folder` has the base model's weights,
     with which copies of them are compared. `unadapted` are those of the modules to
-    which the engine adds no LoRA.
+    which the engine adds no LoRA. `tied` has, by a head's name, the embedding whose weights it has.
     """
 
     names: frozenset[str]
@@ -71,6 +71,7 @@ class Architecture:
     no_soft_prompts: str | None = None
     folder: Path | None = None
     unadapted: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

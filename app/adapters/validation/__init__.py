@@ -15,6 +15,7 @@ from app.adapters.validation.config import (
     AdapterConfig,
     LoRAConfig,
     SoftPromptConfig,
+    TrainedTokensConfig,
     starts_with_bom,
 )
 from app.adapters.validation.conversion import convert
@@ -25,6 +26,7 @@ from app.adapters.validation.peft_types import read_config
 from app.adapters.validation.served import write_config, write_weights
 from app.adapters.validation.soft_prompt import check_soft_prompt
 from app.adapters.validation.tensors import open_weights
+from app.adapters.validation.trained_tokens import check_trained_tokens
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture
 from app.errors import AdapterRejected
@@ -77,6 +79,8 @@ def _check(
     match config:
         case LoRAConfig():
             return check_lora(config, tensors, architecture, limits)
+        case TrainedTokensConfig():
+            return check_trained_tokens(config, tensors, architecture, limits)
         case SoftPromptConfig():
             return check_soft_prompt(config, tensors, architecture, limits)
         case ConvertedConfig():

@@ -5,7 +5,7 @@ the base model, which all adapters share.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ from app.adapters.validation.names import Tensors, module_of
 from app.engine.protocol import Architecture
 from app.errors import AdapterRejected
 
-COPY = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.(?P<parameter>weight|bias)")
+COPY = re.compile(
+    r"(?P<module>.+?)(?:\.token_adapter)?(?:\.base_layer)?\.(?P<parameter>weight|bias)"
+)
+# Not those of 8 bits, which have scales beside them.
+FLOATING_POINT = ("F64", "F32", "F16", "BF16")
 SAVE_WITHOUT = "save the adapter with save_embedding_layers=False"
 
 
@@ -52,7 +56,7 @@ def _check_copy(
     tensors: Tensors, name: str, module: str, parameter: str, architecture: Architecture
 ) -> None:
     what = f"tensor {shown(name)} is a copy of the base model's own weights"
-    with _base_tensor(module, parameter, architecture) as base:
+    with base_tensor(module, parameter, architecture) as base:
         if base is None or not base.is_floating_point:
             raise AdapterRejected(
                 f"{what}, and what this server's base model has there cannot be read to compare "
@@ -78,7 +82,7 @@ def _are_equal(copied: Any, base: Any) -> bool:
     return bool((copied == base.to(copied.dtype)).all() or (copied.to(base.dtype) == base).all())
 
 
-class _BaseTensor:
+class BaseTensor:
     """What is known of it before it is read."""
 
     def __init__(self, weights: Any, name: str) -> None:
@@ -86,16 +90,24 @@ class _BaseTensor:
         self._weights = weights
         self._name = name
         self.shape = tuple(described.get_shape())
-        self.is_floating_point = described.get_dtype().startswith(("F", "BF"))
+        self.is_floating_point = described.get_dtype() in FLOATING_POINT
 
     def get_tensor(self) -> Any:
         return self._weights.get_tensor(self._name)
 
+    def get_rows(self, numbers: Sequence[int]) -> Any:
+        """Of a large tensor a few rows, without the others."""
+        described = self._weights.get_slice(self._name)
+        rows = described[:0].new_empty(len(numbers), *self.shape[1:])
+        for row, number in enumerate(numbers):
+            rows[row] = described[number]
+        return rows
+
 
 @contextmanager
-def _base_tensor(
+def base_tensor(
     module: str, parameter: str, architecture: Architecture
-) -> Iterator[_BaseTensor | None]:
+) -> Iterator[BaseTensor | None]:
     """What the base model's folder has of a module; a tied head has its embeddings' weights."""
     from safetensors import safe_open
 
@@ -104,7 +116,7 @@ def _base_tensor(
             with safe_open(file, framework="pt") as weights:
                 names: list[str] = list(weights.keys())
                 if found := _stored_name(f"{candidate}.{parameter}", names):
-                    yield _BaseTensor(weights, found)
+                    yield BaseTensor(weights, found)
                     return
     yield None
 

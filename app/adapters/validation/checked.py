@@ -1,7 +1,7 @@
 """What is known of an adapter once it is checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.adapters.validation.low_rank import LowRanks
@@ -23,6 +23,10 @@ class Checked:
     config_changes: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, Any] | None = None
 
+    def with_weights(self, more: Mapping[str, Any]) -> "Checked":
+        """With these tensors beside those that are served in place of the file's."""
+        return replace(self, weights={**(self.weights or {}), **more})
+
 
 def lora_facts(ranks: Mapping[str, int]) -> dict[str, Any]:
     """Of a LoRA, from the rank of every module."""
@@ -33,7 +37,12 @@ def lora_facts(ranks: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def made_of(low_ranks: LowRanks, notes: tuple[str, ...], architecture: Architecture) -> Checked:
+def made_of(
+    low_ranks: LowRanks,
+    notes: tuple[str, ...],
+    architecture: Architecture,
+    trained_tokens: tuple[int, ...] = (),
+) -> Checked:
     """What is served as the LoRA that adds these, whatever its files are."""
     ranks = {module: low_rank.rank for module, low_rank in low_ranks.items()}
     rank = max(ranks.values())
@@ -47,11 +56,14 @@ def made_of(low_ranks: LowRanks, notes: tuple[str, ...], architecture: Architect
         "r": rank,
         "lora_alpha": rank,
         "use_rslora": False,
+        "use_dora": False,
         "rank_pattern": {},
         "alpha_pattern": {},
         "target_modules": last_names(ranks),
         "modules_to_save": None,
         "bias": "none",
         "init_lora_weights": True,
+        "trainable_token_indices": None,
     }
-    return Checked(lora_facts(ranks), notes, changes, weights)
+    facts = lora_facts(ranks) | {"trained_tokens": trained_tokens}
+    return Checked(facts, notes, changes, weights)

@@ -157,7 +157,6 @@ class LoRAConfig(TargetedConfig):
         "layer_replication": "the base model is served with its own layers: train without it",
         "use_bdlora": "block-diagonal LoRA is not supported: train a plain LoRA",
         "use_qalora": "QALoRA is not supported: train with use_qalora=False",
-        "trainable_token_indices": "the base model's tokens are shared by all: train without it",
         "target_parameters": "only whole modules can be adapted: use target_modules",
         "megatron_config": "Megatron's layers are not the base model's: train without it",
         "arrow_config": "routing between LoRAs is not supported: train a plain LoRA",
@@ -173,9 +172,21 @@ class LoRAConfig(TargetedConfig):
     use_dora: Annotated[bool | None, _expected("true or false")] = None
     rank_pattern: ByModule[PositiveInteger] = ABSENT
     alpha_pattern: ByModule[Number] = ABSENT
+    trainable_token_indices: Annotated[
+        list[int] | dict[str, list[int]] | None,
+        _expected("a list of token ids, or an object of such lists by module"),
+    ] = None
     # Absent, they are what PEFT takes for them.
     r: PositiveInteger = 8
     lora_alpha: Number = 8
+
+
+class TrainedTokensConfig(TargetedConfig):
+    """The ids of the tokens that have rows of their own, in whichever module."""
+
+    token_indices: Annotated[list[int], Field(min_length=1), _expected("a list of token ids")] = (
+        ABSENT
+    )
 
 
 class SoftPromptConfig(AdapterConfig):

@@ -8,14 +8,22 @@ from typing import Any
 from app.adapters.archive import shown
 from app.adapters.validation.base_copies import tied_to
 from app.adapters.validation.by_module import by_module, by_module_if_it_runs
-from app.adapters.validation.checked import Checked, lora_facts
+from app.adapters.validation.checked import Checked, lora_facts, made_of
 from app.adapters.validation.config import LoRAConfig
-from app.adapters.validation.low_rank import check_loras_run, check_module, check_rank
+from app.adapters.validation.low_rank import (
+    LowRank,
+    LowRanks,
+    added,
+    check_loras_run,
+    check_module,
+    check_rank,
+)
 from app.adapters.validation.names import MAGNITUDE, PREFIX, Tensors, names_of
 from app.adapters.validation.patterns import CannotRun
 from app.adapters.validation.served import pattern_for_each
 from app.adapters.validation.targets import check_targets, last_names, untrained_modules
 from app.adapters.validation.tensors import read_tensor
+from app.adapters.validation.trained_tokens import tokens_beside_a_lora
 from app.engine.protocol import Architecture, ModuleShape
 from app.errors import AdapterRejected
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
@@ -36,6 +44,8 @@ def check_lora(
         AdapterRejected: PEFT would not load it, or not as it would be served.
     """
     check_loras_run(architecture)
+    trained = tokens_beside_a_lora(config, tensors, architecture, limits)
+    tensors = tensors.without(trained.tensors)
     magnitudes = [name for name in tensors.names if name.endswith(f".{MAGNITUDE}")]
     if magnitudes and not config.use_dora:
         raise AdapterRejected(
@@ -49,18 +59,38 @@ def check_lora(
     check_rank(max(ranks.values()), limits)
     default = config.lora_alpha
     alphas = by_module("alpha_pattern", config.alpha_pattern, modules, default, architecture)
+    scalings = {
+        module: alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
+        for module, rank in ranks.items()
+    }
     for module, rank in ranks.items():
-        scaling = alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
-        _check_pair(tensors, module, architecture.modules[module], rank, scaling)
+        _check_pair(tensors, module, architecture.modules[module], rank, scalings[module])
         if config.use_dora:
             _check_magnitude(tensors, module, architecture)
     notes = (
         *(f"{name} is not there: it is 8, as PEFT has it" for name in _absent_numbers(config)),
+        *trained.notes,
         *check_targets(config, modules, architecture),
         *untrained_modules(config),
         *_untrained_biases(config),
     )
-    return Checked(lora_facts(ranks), notes, _config_changes(config, ranks, alphas))
+    if not trained.low_ranks:
+        return Checked(lora_facts(ranks), notes, _config_changes(config, ranks, alphas))
+    low_ranks = added(_low_ranks(tensors, scalings, architecture), trained.low_ranks, limits)
+    made = made_of(low_ranks, notes, architecture, trained.token_ids)
+    return made.with_weights({name: tensors.get_tensor(name) for name in magnitudes})
+
+
+def _low_ranks(
+    tensors: Tensors, scalings: Mapping[str, float], architecture: Architecture
+) -> LowRanks:
+    """What tensors that are right add, scaled."""
+    low_ranks = {}
+    for module, scaling in scalings.items():
+        half_a, half_b = names_of(module, architecture.modules[module])
+        a, b = tensors.get_tensor(half_a).float(), tensors.get_tensor(half_b).float()
+        low_ranks[module] = LowRank(a, b * scaling)
+    return low_ranks
 
 
 def _ranks(

@@ -27,9 +27,33 @@ class LowRank:
     def rank(self) -> int:
         return int(self.a.shape[0])
 
+    def __add__(self, other: "LowRank") -> "LowRank":
+        return LowRank(_stacked(self.a, other.a), _stacked(self.b.T, other.b.T).T)
+
+
+def _stacked(first: Any, second: Any) -> Any:
+    """The rows of both."""
+    rows = first.new_empty(len(first) + len(second), first.shape[1])
+    rows[: len(first)], rows[len(first) :] = first, second
+    return rows
+
 
 # By PEFT's names of the modules.
 LowRanks = Mapping[str, LowRank]
+
+
+def added(first: LowRanks, second: LowRanks, limits: Limits) -> LowRanks:
+    """The sum of two, whose ranks add up where both change a module. Raises AdapterRejected."""
+    both = first.keys() & second.keys()
+    for module in both:
+        rank = first[module].rank + second[module].rank
+        if rank > limits.max_lora_rank:
+            raise AdapterRejected(
+                f"module {shown(module)} has ranks {first[module].rank} and {second[module].rank}, "
+                f"which are {rank} together, and the limit is {limits.max_lora_rank}: train with a "
+                "lower r, or start the server with a higher --max-lora-rank"
+            )
+    return {**first, **second} | {module: first[module] + second[module] for module in both}
 
 
 def check_loras_run(architecture: Architecture) -> None:

@@ -47,6 +47,9 @@ PARTS = (
     "lokr_w2",
     "lokr_w2_a",
     "lokr_w2_b",
+    # Rows of an embedding, by the option of a LoRA and by the type of its own.
+    "token_adapter.trainable_tokens_delta",
+    "trainable_tokens_delta",
 )
 # What all modules of an adapter share: its name has no module.
 SHARED_PREFIX = "base_model."
@@ -55,7 +58,7 @@ SHARED_PART = re.compile(
     rf"(?P<outer>(?:[^.]+\.)*)(?P<part>{'|'.join(SHARED_PARTS)})(?:\.(?P<adapter>[^.]+))?"
 )
 PART = re.compile(
-    rf"(?P<module>.+)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<adapter>(?!weight$)[^.]+))?(?P<weight>\.weight)?"
+    rf"(?P<module>.+?)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<adapter>(?!weight$)[^.]+))?(?P<weight>\.weight)?"
 )
 
 HALVES = {

@@ -7,6 +7,7 @@ from app.adapters.validation.config import (
     AdapterConfig,
     LoRAConfig,
     SoftPromptConfig,
+    TrainedTokensConfig,
     read_json,
     wrong_field,
 )
@@ -27,6 +28,7 @@ PEFT_TYPES: Mapping[str, type[AdapterConfig]] = {
     "LOHA": LoHaConfig,
     "LOKR": LoKrConfig,
     "VBLORA": VBLoRAConfig,
+    "TRAINABLE_TOKENS": TrainedTokensConfig,
     "PROMPT_TUNING": SoftPromptConfig,
     "P_TUNING": SoftPromptConfig,
 }

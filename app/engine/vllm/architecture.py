@@ -10,6 +10,7 @@ from app.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
     from vllm.config import ModelConfig, VllmConfig
 
 NO_PLUGIN = "VLLM_PLUGINS leaves softserve out: add it, or unset the variable"
@@ -19,25 +20,48 @@ def describe_architecture(
     names: Iterable[str], config: "VllmConfig", settings: Settings
 ) -> Architecture:
     """The architecture of the model that vLLM runs with this config."""
+    model = _without_weights(config.model_config.hf_config)
     return Architecture(
         names=frozenset(names),
         hidden_size=config.model_config.get_inputs_embeds_size(),
-        modules=modules_of(config.model_config.hf_config),
+        modules=_modules_of(model),
         no_loras=_why_no_loras(config, settings),
         no_soft_prompts=_why_no_soft_prompts(config.model_config, settings),
         folder=Path(config.model_config.model),
+        tied=_tied_in(model),
     )
 
 
 def modules_of(config: Any) -> dict[str, ModuleShape]:
-    """The modules of a transformers config's model, which is made without its weights."""
+    """The modules of a transformers config's model."""
+    return _modules_of(_without_weights(config))
+
+
+def tied_in(config: Any) -> dict[str, str]:
+    """The heads of a transformers config's model that have the weights of its embedding."""
+    return _tied_in(_without_weights(config))
+
+
+def _without_weights(config: Any) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def _modules_of(model: "PreTrainedModel") -> dict[str, ModuleShape]:
     shapes = ((name, _shape(module)) for name, module in model.named_modules())
     return {name: shape for name, shape in shapes if shape is not None}
+
+
+def _tied_in(model: "PreTrainedModel") -> dict[str, str]:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return {}
+    names = {module: name for name, module in model.named_modules()}
+    return {names[head]: names[embedding]}
 
 
 def _shape(module: "nn.Module") -> ModuleShape | None:
