@@ -1,4 +1,4 @@
-"""Which modules a worker adds LoRAs to."""
+"""Which modules vLLM adds LoRAs to."""
 
 from typing import Any
 
@@ -16,13 +16,17 @@ class AdaptedModules:
 
     def softserve_adapted_modules(self, names: list[str]) -> list[str]:
         """Those of PEFT's names that mean a module with room for LoRAs."""
-        manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
-        adapted = {
-            part for name in manager.modules for part in manager.packed_modules.get(name, [name])
-        }
-        mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
-        renames = None if mapper is None else mapper.get_rename_mapper()
-        return [name for name in names if EXPERTS in name or _engine_name(name, renames) in adapted]
+        return adapted_modules(self.model_runner.lora_manager._adapter_manager, names)  # noqa: SLF001
+
+
+def adapted_modules(manager: Any, names: list[str]) -> list[str]:
+    """Those of PEFT's names that mean a module with room for LoRAs, by vLLM's `manager` of them."""
+    adapted = {
+        part for name in manager.modules for part in manager.packed_modules.get(name, [name])
+    }
+    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
+    renames = None if mapper is None else mapper.get_rename_mapper()
+    return [name for name in names if EXPERTS in name or _engine_name(name, renames) in adapted]
 
 
 def _engine_name(name: str, renames: Any) -> str:
