@@ -130,3 +130,7 @@ class InvalidEngineArgument(StartError):
 
 class QuantizationFailed(SoftserveError):
     """A checkpoint cannot be made in INT8: one sentence for the operator, exit code 1."""
+
+
+class ReferenceFailed(SoftserveError):
+    """transformers and PEFT cannot run a model or an adapter, with which an engine is compared."""

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from app.cli.console import PIPE_WIDTH, stdout
 from softserve.schema.adapters import AdapterOut, VersionOut
+from softserve.schema.checks import CheckedAdapter
 from softserve.schema.versions import short
 
 NO_ADAPTERS = (
@@ -72,7 +73,7 @@ def notes_of(adapter: AdapterOut) -> list[str]:
     return [] if version is None else [f"note: {note}" for note in version.notes]
 
 
-def kind_of(version: VersionOut) -> str:
+def kind_of(version: VersionOut | CheckedAdapter) -> str:
     """`LoRA, rank 8`, or `soft prompt, 20 virtual tokens`."""
     if version.virtual_tokens is None:
         return f"LoRA, rank {version.rank}"

@@ -1,6 +1,7 @@
 """`softserve adapter`: show and change the adapters of a running server.
 
-What lies on this machine is uploaded; any other source is the server's to find.
+What lies on this machine is uploaded; any other source is the server's to find. `check` alone asks
+no server: app/cli/adapter_check.py.
 """
 
 from contextlib import ExitStack
@@ -18,12 +19,15 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.status import Status
+from typer.core import TyperGroup
 
 from app.cli.adapter_tables import kind_of, notes_of, print_adapter, print_adapters, shown_version
 from app.cli.connection import DEFAULT_URL, AdminKey, Family, Url, Version, connected
-from app.cli.console import fail
+from app.cli.console import fail, missing_package
+from app.cli.late import LateCommand
 from softserve.client import PATIENT, Call, Client, ClientError, upload
 from softserve.schema.adapters import ADAPTER_FILES, AdapterList, AdapterOut
+from softserve.schema.checks import EXIT_CODES
 from softserve.schema.versions import short
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -31,7 +35,30 @@ ADAPTERS = Family("an adapter", "/adapters", AdapterOut)
 
 Name = Annotated[str, typer.Argument(help="The adapter's name.")]
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False)
+CHECK = LateCommand(
+    "check",
+    "app.cli.adapter_check",
+    "Check an adapter as a server would, without one.\n\n"
+    "Exit codes: 0 it would be taken, and is equal with --against-peft; 1 it would be refused; "
+    "2 the command line is wrong; 3 it is not what PEFT gives; 4 it could not be checked.",
+)
+
+
+class Commands(TyperGroup):
+    """The commands, and the one among them that needs the server's packages."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_command(CHECK)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise fail(missing_package(error), EXIT_CODES["unchecked"]) from error
+
+
+cli = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
 
 
 @cli.command("list")

@@ -4,28 +4,13 @@ A command's module is imported when the command runs: `softserve --help` waits f
 those that talk to a server do not need what the server needs.
 """
 
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command
+from typer.core import TyperGroup
 
-from app.cli.console import fail
-
-
-class LateCommand(TyperCommand):
-    """A command of which only the sentence is known before it runs."""
-
-    def __init__(self, name: str, module: str, help: str) -> None:
-        super().__init__(name, help=help)
-        self.module = module
-
-    def make_context(self, *arguments: Any, **extra: Any) -> Any:
-        command = get_command(import_module(self.module).cli)
-        command.help = self.help
-        return command.make_context(*arguments, **extra)
-
+from app.cli.console import fail, missing_package
+from app.cli.late import LateCommand
 
 COMMANDS = [
     LateCommand(
@@ -50,7 +35,11 @@ COMMANDS = [
         "app.cli.inspection",
         "Show what the sampling controls do to a prompt's next token, on a running server.",
     ),
-    LateCommand("adapter", "app.cli.adapters", "Show and change the adapters of a running server."),
+    LateCommand(
+        "adapter",
+        "app.cli.adapters",
+        "Show and change the adapters of a running server, or check one without.",
+    ),
     LateCommand(
         "template", "app.cli.templates", "Show and change the prompt templates of a running server."
     ),
@@ -67,10 +56,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            raise fail(
-                f"this command needs the server's packages and {error.name} is not there: "
-                "pip install 'softserve[cpu]' or 'softserve[cuda]'"
-            ) from error
+            raise fail(missing_package(error)) from error
 
 
 cli = typer.Typer(

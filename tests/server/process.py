@@ -104,11 +104,7 @@ class ServerProcess:
 
     def group(self) -> list[int]:
         """The ids of the living processes of the server's group, its own included."""
-        return [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and _group_of(entry) == self.process.pid
-        ]
+        return members_of(self.process.pid)
 
     def engine_process(self) -> int:
         """The id of the process that holds the model's scheduler."""
@@ -137,6 +133,15 @@ def _parse(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def members_of(group: int) -> list[int]:
+    """The ids of the living processes of a group."""
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _group_of(entry) == group
+    ]
 
 
 def _group_of(process: Path) -> int | None:

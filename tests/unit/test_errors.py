@@ -21,6 +21,7 @@ from app.errors import (
     KeyRequired,
     NotPermitted,
     QuantizationFailed,
+    ReferenceFailed,
     ServerDraining,
     ServerFull,
     SoftserveError,
@@ -72,7 +73,7 @@ def _all(kind: type[SoftserveError]) -> Iterator[type[SoftserveError]]:
 
 
 ABSTRACT = {Unavailable, AdapterError, TemplateError}
-OF_COMMANDS = {StartError, *_all(StartError), QuantizationFailed}
+OF_COMMANDS = {StartError, *_all(StartError), QuantizationFailed, ReferenceFailed}
 
 
 def test_every_error_that_a_request_can_meet_has_a_status() -> None:

@@ -1,4 +1,4 @@
-"""Which modules a worker adds LoRAs to."""
+"""Which modules vLLM adds LoRAs to."""
 
 from typing import Any
 
@@ -16,12 +16,16 @@ class AdaptedModules:
 
     def softserve_adapted_modules(self, names: list[str]) -> list[str]:
         """Those of PEFT's names that mean a module with room for LoRAs."""
-        manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
-        adapted = {
-            part for name in manager.modules for part in manager.packed_modules.get(name, [name])
-        }
-        renames = renames_of(manager.model)
-        return [name for name in names if EXPERTS in name or engine_name(name, renames) in adapted]
+        return adapted_modules(self.model_runner.lora_manager._adapter_manager, names)  # noqa: SLF001
+
+
+def adapted_modules(manager: Any, names: list[str]) -> list[str]:
+    """Those of PEFT's names that mean a module with room for LoRAs, by vLLM's `manager` of them."""
+    adapted = {
+        part for name in manager.modules for part in manager.packed_modules.get(name, [name])
+    }
+    renames = renames_of(manager.model)
+    return [name for name in names if EXPERTS in name or engine_name(name, renames) in adapted]
 
 
 def renames_of(model: Any) -> Any:

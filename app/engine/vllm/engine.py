@@ -215,13 +215,31 @@ class VLLMEngine:
 
 
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    config = engine_config(folder, settings)
+    # A folder without one is refused now, not after its weights are loaded.
+    _tokenizer_of(folder, config.model_config)
+    try:
+        return AsyncLLM.from_vllm_config(config)
+    except Exception as error:
+        raise ModelNotLoadable(
+            f"vLLM could not load {folder}: {_reason(error)} (the engine's own error is above)"
+        ) from error
+
+
+def engine_config(folder: Path, settings: Settings, **changes: Any) -> "VllmConfig":
+    """vLLM's configuration for these settings; `changes` are engine arguments that come last.
+
+    Raises:
+        InvalidEngineArgument: an `--engine-arg` that cannot be.
+        ModelNotLoadable: vLLM cannot serve this model, or not so.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
     device = this_device()
-    arguments = engine_arguments(folder, settings, device) | parse_engine_arguments(
-        settings.engine_arg, AsyncEngineArgs
-    )
+    given = parse_engine_arguments(settings.engine_arg, AsyncEngineArgs)
+    arguments = engine_arguments(folder, settings, device) | given | changes
     if device.is_cpu:
         prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
     if arguments.get("quantization") == INT8_METHOD and not loads_plugin():
@@ -237,14 +255,7 @@ def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
         raise ModelNotLoadable(
             f"{folder} is a mixture of experts, which --precision int8 cannot quantize: use bf16"
         )
-    # A folder without one is refused now, not after its weights are loaded.
-    _tokenizer_of(folder, config.model_config)
-    try:
-        return AsyncLLM.from_vllm_config(config)
-    except Exception as error:
-        raise ModelNotLoadable(
-            f"vLLM could not load {folder}: {_reason(error)} (the engine's own error is above)"
-        ) from error
+    return config
 
 
 def _tokenizer_of(folder: Path, config: "ModelConfig") -> Tokenizer:

@@ -397,4 +397,4 @@ def test_what_cannot_be_a_name(server: Server, command: list[str], name: str) ->
 def test_help() -> None:
     result = _run(None, "--help")
     assert result.exit_code == 0
-    assert {"list", "show", "add", "rollback", "remove"} <= set(result.output.split())
+    assert {"list", "show", "add", "rollback", "remove", "check"} <= set(result.output.split())

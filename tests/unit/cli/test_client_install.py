@@ -96,6 +96,13 @@ def test_what_needs_the_server_says_what_to_install(absent: str, command: list[s
     assert SENTENCE.fullmatch(done.stderr), done.stderr
 
 
+def test_a_check_that_cannot_be_made_is_no_refusal(absent: str) -> None:
+    done = _run(absent, "adapter", "check", str(ROOT / "adapters/support-intent-lora"))
+
+    assert (done.returncode, done.stdout) == (4, "")
+    assert SENTENCE.fullmatch(done.stderr), done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [

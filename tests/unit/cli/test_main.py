@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.cli.main import COMMANDS, LateCommand, cli
+from app.cli.late import LateCommand
+from app.cli.main import COMMANDS, cli
 from app.settings import Settings
 from softserve import __version__
 from softserve.schema.inspection import InspectBody
