@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,59 @@ SHAPE = {
     "max_position_embeddings": 256,
 }
 GATED = SHAPE | {"intermediate_size": 256, "num_key_value_heads": 2, "head_dim": 32}
-# By model_type: the config, and the modules that a LoRA changes (none: vLLM has no LoRA for it).
-ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "gpt2": ({"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}, []),
-    "opt": (SHAPE | {"ffn_dim": 256, "word_embed_proj_dim": 128}, ["q_proj", "v_proj"]),
-    "bloom": ({"hidden_size": 128, "n_layer": 2, "n_head": 4}, []),
-    "llama": (GATED, ["q_proj", "v_proj"]),
-    "qwen2": (GATED, ["q_proj", "v_proj"]),
-    "qwen3": (GATED, ["q_proj", "v_proj"]),
-    "gemma": (GATED, ["q_proj", "v_proj"]),
-    "gemma3_text": (GATED | {"query_pre_attn_scalar": 32}, ["q_proj", "v_proj"]),
-    "mistral": (GATED | {"sliding_window": None}, ["q_proj", "v_proj"]),
+GPT = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}
+FALCON = SHAPE | {"model_type": "falcon"}
+GEMMA3N = GATED | {
+    "num_hidden_layers": 3,
+    "num_kv_shared_layers": 1,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "activation_sparsity_pattern": [0.95, 0.0, 0.0],
+    "vocab_size_per_layer_input": 512,
+    "hidden_size_per_layer_input": 16,
+    "laurel_rank": 8,
 }
+QV = ["q_proj", "v_proj"]
+ALL_LINEAR = "all-linear"
+# By model_type, or a name with the model_type in the config: the config, and the modules that a
+# LoRA changes.
+ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str] | str]] = {
+    "gpt2": (GPT, ["c_attn", "c_proj", "c_fc", "wte"]),
+    "opt": (SHAPE | {"ffn_dim": 256, "word_embed_proj_dim": 128}, QV),
+    "bloom": ({"hidden_size": 128, "n_layer": 2, "n_head": 4}, ALL_LINEAR),
+    "falcon with one key-value head": (FALCON, ALL_LINEAR),
+    "falcon with some key-value heads": (
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        ALL_LINEAR,
+    ),
+    "falcon with all key-value heads": (
+        FALCON | {"multi_query": False, "alibi": True, "bias": True, "parallel_attn": False},
+        ALL_LINEAR,
+    ),
+    "gptj": (GPT | {"rotary_dim": 16}, ALL_LINEAR),
+    "stablelm": (
+        SHAPE | {"intermediate_size": 256, "num_key_value_heads": 2, "use_qkv_bias": True},
+        [*QV, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"],
+    ),
+    "hrm_text": (SHAPE | {"intermediate_size": 256, "head_dim": 32}, ALL_LINEAR),
+    "llama": (GATED, QV),
+    "qwen2": (GATED, QV),
+    "qwen3": (GATED, QV),
+    "gemma": (GATED, QV),
+    "gemma3_text": (GATED | {"query_pre_attn_scalar": 32}, QV),
+    "gemma3n_text": (GEMMA3N, ALL_LINEAR),
+    "mistral": (GATED | {"sliding_window": None}, QV),
+}
+# Their LoRAs are DoRAs.
+WITH_DORA = ("falcon with one key-value head",)
+# The architectures take none.
+NO_SOFT_PROMPTS = ("gemma3n_text", "hrm_text")
+# It runs its layers many times over, in which rounding errors would grow with larger weights.
+STD = {"hrm_text": 0.1}
 # Linear layers under other names, with biases, and output heads that are the embedding's weights.
 IN_INT8 = ("gpt2", "opt", "bloom", "llama", "qwen3", "gemma")
 RUNS: list[tuple[str, Precision]] = [
-    *((model_type, "fp32") for model_type in ARCHITECTURES),
-    *((model_type, "int8") for model_type in IN_INT8),
+    *((name, "fp32") for name in ARCHITECTURES),
+    *((name, "int8") for name in IN_INT8),
 ]
 PROMPTS = [[5, 9, 33, 77, 120, 4], [300, 22, 8]]
 NUM_TOKENS = 16
@@ -55,7 +92,7 @@ Case = tuple[int, bool, bool]
 
 
 def main(folder: Path) -> None:
-    """Print `["MODEL_TYPE in PRECISION", {case: [by vLLM, by transformers]}]` for each."""
+    """Print `["NAME in PRECISION", {case: [by vLLM, by transformers]}]` for each."""
     settings = Settings(
         cache_dir=folder / "cache",
         kv_cache_gib=0.1,
@@ -66,12 +103,11 @@ def main(folder: Path) -> None:
     prepare_cpu_environment(eager=True)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     register_made_classes()
-    for model_type, precision in RUNS:
-        modules = ARCHITECTURES[model_type][1]
-        run = f"{model_type} in {precision}"
-        expected = by_transformers(model_type, precision, folder / run, modules)
+    for name, precision in RUNS:
+        run = f"{name} in {precision}"
+        expected = by_transformers(name, precision, folder / run)
         as_asked = settings.model_copy(update={"precision": precision})
-        got = by_vllm(folder / run, as_asked, with_loras=bool(modules))
+        got = by_vllm(folder / run, as_asked, cases_of(name))
         compared = {str(case): [got[case], expected[case]] for case in expected}
         print(json.dumps([run, compared]), flush=True)  # noqa: T201
 
@@ -83,63 +119,66 @@ def register_made_classes() -> None:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    for model_type in ARCHITECTURES:
+    for model_type in {
+        config.get("model_type", name) for name, (config, _) in ARCHITECTURES.items()
+    }:
         architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
         ModelRegistry.register_model(
             architecture, ModelRegistry.models[architecture].load_model_cls()
         )
 
 
-def cases(modules: list[str]) -> list[Case]:
-    loras = [False, True] if modules else [False]
-    return [
-        (i, lora, soft) for i in range(len(PROMPTS)) for lora in loras for soft in (False, True)
-    ]
+def cases_of(name: str) -> list[Case]:
+    soft_prompts = (False,) if name in NO_SOFT_PROMPTS else (False, True)
+    return list(product(range(len(PROMPTS)), (False, True), soft_prompts))
 
 
-def by_transformers(
-    model_type: str, precision: Precision, folder: Path, modules: list[str]
-) -> dict[Case, list[int]]:
+def by_transformers(name: str, precision: Precision, folder: Path) -> dict[Case, list[int]]:
     """Make the model and its adapters below `folder`, and generate with them."""
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
 
-    model: Any = make_model(model_type, folder / "model")
+    model: Any = make_model(name, folder / "model")
     if precision == "int8":
         round_to_int8(model)
-    embed = model.get_input_embeddings()
-    rows = 0.05 * torch.randn(NUM_VIRTUAL_TOKENS, embed.weight.shape[1])
+    rows = 0.05 * torch.randn(NUM_VIRTUAL_TOKENS, model.get_input_embeddings().embedding_dim)
     (folder / "soft-prompt").mkdir()
     save_file({"prompt_embeddings": rows}, folder / "soft-prompt" / "adapter_model.safetensors")
-    if modules:
-        model = get_peft_model(model, LoraConfig("CAUSAL_LM", r=8, target_modules=modules))
-        for name, weights in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weights, std=0.3)
-        model.save_pretrained(folder / "lora")
-    model.eval()
+    config = LoraConfig(
+        "CAUSAL_LM", r=8, target_modules=ARCHITECTURES[name][1], use_dora=name in WITH_DORA
+    )
+    model = get_peft_model(model, config)
+    for parameter_name, weights in model.named_parameters():
+        # PEFT begins with zeros in these.
+        if "lora_B" in parameter_name or "lora_embedding_A" in parameter_name:
+            torch.nn.init.normal_(weights, std=0.3)
+    model.save_pretrained(folder / "lora", save_embedding_layers=False)
+    embed = model.eval().get_input_embeddings()
 
     def complete(index: int, with_soft_prompt: bool) -> list[int]:
-        embeddings = embed(torch.tensor([PROMPTS[index]]))
-        if with_soft_prompt:
-            embeddings = torch.cat([rows[None], embeddings], dim=1)
-        token_ids: list[int] = []
-        for _ in range(NUM_TOKENS):
-            token_ids.append(int(model(inputs_embeds=embeddings).logits[0, -1].argmax()))
-            embeddings = torch.cat([embeddings, embed(torch.tensor([token_ids[-1:]]))], dim=1)
-        return token_ids
+        token_ids = list(PROMPTS[index])
+        for num_generated in range(NUM_TOKENS):
+            inputs = {"input_ids": torch.tensor([token_ids])}
+            if name == "hrm_text":
+                # The prompt's tokens see those behind them.
+                types = [1] * len(PROMPTS[index]) + [0] * num_generated
+                inputs["token_type_ids"] = torch.tensor([types])
+            if with_soft_prompt:
+                embeddings = embed(inputs.pop("input_ids"))
+                inputs["inputs_embeds"] = torch.cat([rows[None], embeddings], dim=1)
+            token_ids.append(int(model(**inputs).logits[0, -1].argmax()))
+        return token_ids[len(PROMPTS[index]) :]
 
     expected = {}
-    for case in cases(modules):
+    for case in cases_of(name):
         index, with_lora, with_soft_prompt = case
-        without_lora = model.disable_adapter() if modules and not with_lora else nullcontext()
-        with without_lora, torch.inference_mode():
+        with nullcontext() if with_lora else model.disable_adapter(), torch.inference_mode():
             expected[case] = complete(index, with_soft_prompt)
     return expected
 
 
-def make_model(model_type: str, folder: Path) -> Any:
+def make_model(name: str, folder: Path) -> Any:
     """A random model, saved with a tokenizer, which vLLM asks for."""
     import torch
     from tokenizers import Tokenizer
@@ -147,11 +186,11 @@ def make_model(model_type: str, folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **ARCHITECTURES[model_type][0], **TOKENS)
+    config = AutoConfig.for_model(**{"model_type": name} | ARCHITECTURES[name][0] | TOKENS)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for weights in model.parameters():
         if weights.dim() == 2:
-            torch.nn.init.normal_(weights, std=0.3)
+            torch.nn.init.normal_(weights, std=STD.get(name, 0.3))
     # Small beside the layers' work: Gemma scales them up, and would repeat the last token for ever.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.02)
     model.save_pretrained(folder)
@@ -174,7 +213,7 @@ def round_to_int8(model: Any) -> None:
             module.weight = torch.nn.Parameter(rounded)
 
 
-def by_vllm(folder: Path, settings: Settings, *, with_loras: bool) -> dict[Case, list[int]]:
+def by_vllm(folder: Path, settings: Settings, cases: list[Case]) -> dict[Case, list[int]]:
     """All cases in one batch."""
     import torch
     from vllm import EngineArgs, LLMEngine, SamplingParams
@@ -185,7 +224,7 @@ def by_vllm(folder: Path, settings: Settings, *, with_loras: bool) -> dict[Case,
     from app.engine.protocol import AdapterFiles
 
     arguments = engine_arguments(folder / "model", settings, this_device())
-    arguments |= {"enable_lora": with_loras, "distributed_executor_backend": "uni"}
+    arguments |= {"distributed_executor_backend": "uni"}
     del arguments["max_logprobs"], arguments["shutdown_timeout"]
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     soft_prompts = SoftPrompts(torch.float32)
@@ -194,8 +233,7 @@ def by_vllm(folder: Path, settings: Settings, *, with_loras: bool) -> dict[Case,
     params = SamplingParams(
         temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, detokenize=False
     )
-    asked = cases(["any"] if with_loras else [])
-    for number, (index, with_lora, with_soft_prompt) in enumerate(asked):
+    for number, (index, with_lora, with_soft_prompt) in enumerate(cases):
         token_ids = PROMPTS[index]
         engine.add_request(
             str(number),
@@ -209,7 +247,7 @@ def by_vllm(folder: Path, settings: Settings, *, with_loras: bool) -> dict[Case,
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
-                got[asked[int(output.request_id)]] = list(output.outputs[0].token_ids)
+                got[cases[int(output.request_id)]] = list(output.outputs[0].token_ids)
     del engine
     cleanup_dist_env_and_memory()
     return got

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.settings import Precision
-from tests.server.architectures import ARCHITECTURES, RUNS
+from tests.server.architectures import RUNS, cases_of
 from tests.server.requests import share_before_divergence
 
 NUM_PROMPTS = 2
@@ -17,7 +17,7 @@ NUM_PROMPTS = 2
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By model_type and precision, then by case: the token ids by vLLM, those by transformers."""
+    """By name and precision, then by case: the token ids by vLLM, those by transformers."""
     folder = tmp_path_factory.mktemp("architectures")
     finished = subprocess.run(
         [sys.executable, "-m", "tests.server.architectures", str(folder)],
@@ -29,19 +29,19 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return dict(json.loads(line) for line in finished.stdout.splitlines() if line.startswith("["))
 
 
-@pytest.mark.parametrize(("model_type", "precision"), RUNS)
+@pytest.mark.parametrize(("name", "precision"), RUNS)
 def test_adapters_give_what_peft_gives(
-    compared: dict[str, dict[str, Any]], model_type: str, precision: Precision
+    compared: dict[str, dict[str, Any]], name: str, precision: Precision
 ) -> None:
-    """Base, LoRA, soft prompt and both in one batch; no LoRA where vLLM has none.
+    """Base, LoRA, soft prompt and both in one batch.
 
     In INT8 the reference is the model with the weights that the integers stand for.
     """
-    cases = compared[f"{model_type} in {precision}"]
+    cases = compared[f"{name} in {precision}"]
     got = {case: by_vllm for case, (by_vllm, _) in cases.items()}
     expected = {case: by_transformers for case, (_, by_transformers) in cases.items()}
 
-    assert len(cases) == (8 if ARCHITECTURES[model_type][1] else 4)
+    assert len(cases) == len(cases_of(name))
     if precision == "fp32":
         assert got == expected
     else:

@@ -7,10 +7,11 @@ they may import it at their top.
 
 def register() -> None:
     """The entry point `softserve` of `vllm.general_plugins`; it may be called more than once."""
-    from app.engine.plugin import cpu_lora, dora, int8, lifetime, soft_prompt_models
+    from app.engine.plugin import cpu_lora, dora, int8, lifetime, row_order, text_models
 
     lifetime.end_with_parent()
     cpu_lora.register()
     dora.register()
     int8.register()
-    soft_prompt_models.register()
+    row_order.register()
+    text_models.register()

@@ -104,13 +104,13 @@ def _why_no_loras(config: "VllmConfig", settings: Settings) -> str | None:
 def _why_no_soft_prompts(config: "ModelConfig", settings: Settings) -> str | None:
     from vllm.model_executor.model_loader.utils import get_model_cls
 
-    from app.engine.plugin import soft_prompt_models
+    from app.engine.plugin import text_models
 
     if settings.max_virtual_tokens == 0:
         return "this server runs without soft prompts: start it with --max-virtual-tokens above 0"
     if not loads_plugin():
         return NO_PLUGIN
-    if get_model_cls(config).__module__ != soft_prompt_models.__name__:
+    if get_model_cls(config).__module__ != text_models.__name__:
         return f"vLLM's {config.architecture} takes no embeddings in place of tokens"
     if not config.supports_multimodal_inputs:
         return f"the embeddings of {config.model} are not as wide as its hidden states"

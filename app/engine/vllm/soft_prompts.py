@@ -2,7 +2,7 @@
 
 A request carries its rows as an item of vLLM's modality "prompt_embeds", at offset 0 of the prompt.
 The item's hash is the version's digest, which keys the KV cache. The model's side is in
-app/engine/plugin/soft_prompt_models.py.
+app/engine/plugin/text_models.py.
 
 The rows travel with every request: vLLM can leave out an item that the engine has seen before, but
 then both sides' caches must never drift apart, and a version that was unloaded stays in them. For

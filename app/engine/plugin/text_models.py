@@ -1,13 +1,14 @@
-"""Text models that take soft prompts: vLLM's own classes, counted as multimodal.
+"""Text models that take adapters: vLLM's own classes, with what they lack.
 
+For a text architecture this registers, under the architecture's own name, a class that is made on
+demand from the stock one. Those that vLLM runs no LoRA on, though it could, get what
+app/engine/plugin/lora_models.py adds. And all of them are counted as multimodal, for soft prompts:
 vLLM has a modality "prompt_embeds" whose rows its runners put straight into the cache where a
 multimodal model's encoder outputs lie; merging them into the token embeddings is all that is left
-to do. So for every text architecture this registers, under the architecture's own name, a class
-made from the stock one with `SupportsMultiModal` added. How a request carries its rows is in
-app/engine/vllm/soft_prompts.py.
+to do. How a request carries its rows is in app/engine/vllm/soft_prompts.py.
 
 The server process says by an environment variable how many rows a prompt may have, and so whether
-to do this at all: the plugin is loaded before vLLM has any configuration.
+there are soft prompts at all: the plugin is loaded before vLLM has any configuration.
 """
 
 import inspect
@@ -33,28 +34,32 @@ from vllm.multimodal.processing import (
     BaseProcessingInfo,
 )
 
+from app.engine.plugin import lora_models
 from app.engine.vllm.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE, MODALITY
 
 # vLLM keeps what it learned of a class on disk, under the class's name and the digest of this file.
-_PREFIX = "SoftPrompts_" + vllm.__version__.replace(".", "_") + "_"
-# Their layers look at the token ids as well, which a row of a soft prompt does not have: embeddings
-# of each layer, of n-grams, or experts that are chosen by the token.
-_NEED_TOKEN_IDS = frozenset(
+_SUFFIX = "_" + vllm.__version__.replace(".", "_") + "_"
+_WITH_SOFT_PROMPTS = "SoftPrompts" + _SUFFIX
+_WITH_LORAS = "LoRAs" + _SUFFIX
+_NO_SOFT_PROMPTS = frozenset(
     {
+        # Their layers look at the token ids as well, which a row of a soft prompt does not have:
+        # embeddings of each layer, of n-grams, or experts that are chosen by the token.
         "DeepseekV4ForCausalLM",
         "Gemma3nForCausalLM",
         "Gemma4ForCausalLM",
         "LongcatFlashNgramForCausalLM",
+        # A prompt's tokens see those behind them; PEFT trains soft prompts where they do not.
+        "HrmTextForCausalLM",
     }
 )
 
 
 def register() -> None:
     """Put the classes of this module instead of the stock ones, to be made on demand."""
-    if not max_virtual_tokens():
-        return
-    for architecture in _TEXT_GENERATION_MODELS:
-        ModelRegistry.register_model(architecture, f"{__name__}:{_PREFIX}{architecture}")
+    prefix = _WITH_SOFT_PROMPTS if max_virtual_tokens() else _WITH_LORAS
+    for architecture in _TEXT_GENERATION_MODELS if max_virtual_tokens() else lora_models.ADDED:
+        ModelRegistry.register_model(architecture, f"{__name__}:{prefix}{architecture}")
 
 
 def max_virtual_tokens() -> int:
@@ -64,19 +69,23 @@ def max_virtual_tokens() -> int:
 
 def __getattr__(name: str) -> type[torch.nn.Module]:
     """The class of an architecture, by the name that `register` gave it."""
-    if not name.startswith(_PREFIX):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _make_class(name.removeprefix(_PREFIX))
+    for prefix in (_WITH_SOFT_PROMPTS, _WITH_LORAS):
+        if name.startswith(prefix):
+            architecture = name.removeprefix(prefix)
+            return _make_class(architecture, soft_prompts=prefix == _WITH_SOFT_PROMPTS)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @cache
-def _make_class(architecture: str) -> type[torch.nn.Module]:
+def _make_class(architecture: str, *, soft_prompts: bool) -> type[torch.nn.Module]:
     module, class_name = _TEXT_GENERATION_MODELS[architecture]
     if not module.startswith("vllm."):
         module = f"vllm.model_executor.models.{module}"
-    stock: type[torch.nn.Module] = getattr(import_module(module), class_name)
-    takes_rows = architecture not in _NEED_TOKEN_IDS and _takes_embeddings(stock)
-    return _with_soft_prompts(stock) if takes_rows else stock
+    made: type[torch.nn.Module] = getattr(import_module(module), class_name)
+    if architecture in lora_models.ADDED:
+        made = lora_models.with_loras(made)
+    takes_rows = architecture not in _NO_SOFT_PROMPTS and _takes_embeddings(made)
+    return _with_soft_prompts(made) if soft_prompts and takes_rows else made
 
 
 def _takes_embeddings(stock: type[torch.nn.Module]) -> bool:
