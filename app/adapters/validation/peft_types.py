@@ -16,6 +16,8 @@ from app.adapters.validation.conversion.lokr import LoKrConfig
 from app.adapters.validation.conversion.miss import BoneConfig, MiSSConfig
 from app.adapters.validation.conversion.vblora import VBLoRAConfig
 from app.adapters.validation.conversion.vera import VeRAConfig
+from app.adapters.validation.cpt import CPTConfig
+from app.adapters.validation.multitask import MultitaskConfig
 from app.errors import AdapterRejected
 
 PEFT_TYPES: Mapping[str, type[AdapterConfig]] = {
@@ -29,6 +31,8 @@ PEFT_TYPES: Mapping[str, type[AdapterConfig]] = {
     "VBLORA": VBLoRAConfig,
     "PROMPT_TUNING": SoftPromptConfig,
     "P_TUNING": SoftPromptConfig,
+    "MULTITASK_PROMPT_TUNING": MultitaskConfig,
+    "CPT": CPTConfig,
 }
 
 
