@@ -56,6 +56,21 @@ def write_soft_prompt(
     return write_files(folder, config, tensors)
 
 
+def write_multitask(
+    folder: Path,
+    num_virtual_tokens: int,
+    hidden_size: int,
+    num_tasks: int,
+    *,
+    seed: int = 0,
+    base_model: str | None = None,
+) -> Path:
+    """A random soft prompt for each task."""
+    config = multitask_config(num_virtual_tokens, hidden_size, num_tasks, base_model=base_model)
+    tensors = multitask_tensors(num_virtual_tokens, hidden_size, num_tasks, seed=seed)
+    return write_files(folder, config, tensors)
+
+
 def targeted(modules: Mapping[str, ModuleShape], target_modules: Sequence[str]) -> list[str]:
     """The modules that a list of targets names, by PEFT's rule."""
     return [
@@ -142,6 +157,48 @@ def soft_prompt_tensors(
     generator = torch.Generator().manual_seed(seed)
     rows = scale * torch.randn(num_virtual_tokens, hidden_size, generator=generator)
     return {"prompt_embeddings": rows.to(dtype)}
+
+
+def multitask_config(
+    num_virtual_tokens: int,
+    hidden_size: int,
+    num_tasks: int,
+    num_ranks: int = 2,
+    base_model: str | None = None,
+    **overrides: Any,
+) -> Config:
+    """What PEFT writes of a multitask soft prompt, as far as anybody reads it."""
+    config = soft_prompt_config(num_virtual_tokens, hidden_size, base_model)
+    of_tasks = {"num_ranks": num_ranks, "num_tasks": num_tasks}
+    return config | of_tasks | {"peft_type": "MULTITASK_PROMPT_TUNING"} | overrides
+
+
+def multitask_tensors(
+    num_virtual_tokens: int,
+    hidden_size: int,
+    num_tasks: int,
+    num_ranks: int = 2,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    return {
+        "prefix_task_cols": random(num_tasks, num_virtual_tokens, num_ranks),
+        "prefix_task_rows": random(num_tasks, num_ranks, hidden_size),
+        "prompt_embeddings": random(num_virtual_tokens, hidden_size),
+    }
+
+
+def cpt_config(num_virtual_tokens: int, hidden_size: int, **overrides: Any) -> Config:
+    """What PEFT writes of CPT, as far as anybody reads it. Its tensor is that of a soft prompt."""
+    fields = ("cpt_token_ids", "cpt_mask", "cpt_tokens_type_mask")
+    lists = {field: [1] * num_virtual_tokens for field in fields}
+    config = soft_prompt_config(num_virtual_tokens, hidden_size)
+    return config | lists | {"peft_type": "CPT"} | overrides
 
 
 def write_files(folder: Path, config: Config, tensors: Tensors) -> Path:

@@ -27,8 +27,11 @@ from tests.adapter_files import (
     Files,
     Tensors,
     as_files,
+    cpt_config,
     lora_config,
     lora_tensors,
+    multitask_config,
+    multitask_tensors,
     pack_files_zip,
     pack_tar,
     soft_prompt_config,
@@ -68,6 +71,15 @@ def good_soft_prompt(hidden_size: int) -> tuple[Config, Tensors]:
     return soft_prompt_config(3, hidden_size), soft_prompt_tensors(3, hidden_size)
 
 
+def good_multitask(hidden_size: int) -> tuple[Config, Tensors]:
+    """Three tasks of two ranks."""
+    return multitask_config(4, hidden_size, 3), multitask_tensors(4, hidden_size, 3)
+
+
+def good_cpt(hidden_size: int) -> tuple[Config, Tensors]:
+    return cpt_config(3, hidden_size), soft_prompt_tensors(3, hidden_size)
+
+
 def _first(modules: Modules, kind: str) -> tuple[str, ModuleShape]:
     return next(item for item in modules.items() if item[1].kind == kind)
 
@@ -81,13 +93,23 @@ def _lora(change: Change) -> Make:
     return make
 
 
-def _soft_prompt(change: Change) -> Make:
+def _soft_prompt(
+    change: Change, good: Callable[[int], tuple[Config, Tensors]] = good_soft_prompt
+) -> Make:
     def make(hidden_size: int, modules: Modules) -> Files:
-        config, tensors = good_soft_prompt(hidden_size)
+        config, tensors = good(hidden_size)
         change(config, tensors)
         return as_files(config, tensors)
 
     return make
+
+
+def _multitask(change: Change) -> Make:
+    return _soft_prompt(change, good_multitask)
+
+
+def _cpt(change: Change) -> Make:
+    return _soft_prompt(change, good_cpt)
 
 
 def _set(**fields: Any) -> Change:
@@ -130,6 +152,14 @@ def _all(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
     return lambda config, tensors: tensors.update(
         {name: change(tensor) for name, tensor in tensors.items()}
     )
+
+
+def _one(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    return lambda config, tensors: tensors.update({name: change(tensors[name])})
+
+
+def _drop(name: str) -> Change:
+    return lambda config, tensors: tensors.pop(name)
 
 
 def _fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -178,6 +208,13 @@ def _base_copy(hidden_size: int, modules: Modules) -> Files:
     name, _ = _first(modules, "embedding")
     tensors[f"base_model.model.{name}.weight"] = torch.zeros(2, 2)
     return as_files(config, tensors)
+
+
+def _many_tasks(hidden_size: int, modules: Modules) -> Files:
+    """A small file that is a large one when its tasks' rows are made."""
+    num_tasks = 1 + MAX_ADAPTER_BYTES // (256 * hidden_size * 4)
+    config = multitask_config(256, hidden_size, num_tasks, 1)
+    return as_files(config, multitask_tensors(256, hidden_size, num_tasks, 1))
 
 
 # Files that are not what they are called.
@@ -569,6 +606,29 @@ WRONG_CONFIG: list[tuple[str, Make, int, str]] = [
     ("token_dim", _soft_prompt(_set(token_dim=7)), 422, "has token_dim 7; expected"),
     ("token_dim: a list", _soft_prompt(_set(token_dim=["64"])), 422, "has token_dim ['64']"),
     ("submodules", _soft_prompt(_set(num_transformer_submodules=2)), 422, "submodules 2"),
+    ("multitask: too long", _multitask(_set(num_virtual_tokens=ABOVE_ANY_LIMIT)), 422, "--max-"),
+    ("multitask: no tasks", _multitask(_set(num_tasks=0)), 422, "has num_tasks 0; expected a"),
+    ("multitask: tasks null", _multitask(_set(num_tasks=None)), 422, "has num_tasks None"),
+    ("multitask: tasks: text", _multitask(_set(num_tasks="3")), 422, "has num_tasks '3'"),
+    ("multitask: other tasks", _multitask(_set(num_tasks=2)), 422, "has the shape (3, 4, 2)"),
+    ("multitask: 4,300 digits", _multitask(_set(num_tasks=10**4299)), 422, "has the shape (3, "),
+    ("multitask: ranks: bool", _multitask(_set(num_ranks=True)), 422, "has num_ranks True"),
+    ("multitask: one rank", _multitask(_without("num_ranks")), 422, "expected (3, 4, 1)"),
+    ("multitask: SEQ_2_SEQ_LM", _multitask(_set(task_type="SEQ_2_SEQ_LM")), 422, "task_type"),
+    ("multitask: submodules", _multitask(_set(num_transformer_submodules=2)), 422, "modules 2"),
+    ("CPT: too long", _cpt(_set(num_virtual_tokens=ABOVE_ANY_LIMIT)), 422, "has cpt_token_ids"),
+    ("CPT: no ids", _cpt(_without("cpt_token_ids")), 422, "has cpt_token_ids None; expected a"),
+    ("CPT: ids: a number", _cpt(_set(cpt_token_ids=3)), 422, "has cpt_token_ids 3; expected a"),
+    ("CPT: ids: texts", _cpt(_set(cpt_token_ids=["a", "b", "c"])), 422, "a list of numbers"),
+    ("CPT: more ids", _cpt(_set(cpt_token_ids=[1] * 4)), 422, "num_virtual_tokens, 3"),
+    ("CPT: short mask", _cpt(_set(cpt_mask=[1])), 422, "has cpt_mask [1]; expected as many"),
+    ("CPT: no types", _cpt(_set(cpt_tokens_type_mask=[])), 422, "has cpt_tokens_type_mask []"),
+    (
+        "CPT: a long list",
+        _cpt(_set(num_virtual_tokens=100_000, cpt_token_ids=[1] * 100_000, cpt_mask=None)),
+        422,
+        "has cpt_tokens_type_mask [1, 1, 1]; expected as many numbers",
+    ),
 ]
 
 WRONG_WEIGHTS: list[tuple[str, Make, int, str]] = [
@@ -654,6 +714,66 @@ WRONG_WEIGHTS: list[tuple[str, Make, int, str]] = [
         _soft_prompt(_all(lambda t: t[:, 1:].contiguous())),
         422,
         "(num_virtual_tokens, hidden_size)",
+    ),
+    *(
+        (
+            f"multitask: no {name}",
+            _multitask(_drop(name)),
+            422,
+            f"it has no tensor {name}",
+        )
+        for name in ("prefix_task_cols", "prefix_task_rows", "prompt_embeddings")
+    ),
+    (
+        "multitask: more tensors",
+        _multitask(lambda config, tensors: tensors.update(more=torch.zeros(1))),
+        422,
+        "tensor 'more' is not of a soft prompt, which has prompt_embeddings and prefix_task_cols",
+    ),
+    (
+        "multitask: flat",
+        _multitask(_one("prefix_task_cols", torch.flatten)),
+        422,
+        "(num_tasks, num_virtual_tokens, num_ranks)",
+    ),
+    (
+        "multitask: rows transposed",
+        _multitask(_one("prefix_task_rows", lambda t: t.mT.contiguous())),
+        422,
+        "(num_tasks, num_ranks, hidden_size)",
+    ),
+    (
+        "multitask: another hidden size",
+        _multitask(_one("prefix_task_rows", lambda t: t[..., 1:].contiguous())),
+        422,
+        "(num_tasks, num_ranks, hidden_size)",
+    ),
+    (
+        "multitask: rows of the tasks",
+        _multitask(_one("prompt_embeddings", lambda t: t.repeat(3, 1))),
+        422,
+        "(num_virtual_tokens, hidden_size)",
+    ),
+    ("multitask: FP64", _multitask(_one("prefix_task_cols", torch.Tensor.double)), 422, "is F64"),
+    ("multitask: NaN", _multitask(_one("prefix_task_rows", _fill(float("nan")))), 422, "holds NaN"),
+    (
+        "multitask: overflows",
+        _multitask(_all(lambda t: t * 1e20)),
+        422,
+        "prefix_task_cols times prefix_task_rows is not finite",
+    ),
+    ("multitask: too large", _many_tasks, 413, "add it with one task"),
+    (
+        "CPT: more rows",
+        _cpt(_one("prompt_embeddings", lambda t: t.repeat(2, 1))),
+        422,
+        "shape (6, ",
+    ),
+    (
+        "CPT: its delta",
+        _cpt(lambda config, tensors: tensors.update(delta_embedding=torch.zeros(1))),
+        422,
+        "tensor 'delta_embedding' is not of a soft prompt",
     ),
 ]
 

@@ -324,9 +324,9 @@ class Completion:
         )
 
 
-def adapter_mark(digest: str) -> str:
-    """What a completion begins with that was made with this version."""
-    return f"<{digest[:8]}>"
+def adapter_mark(digest: str, task: int | None = None) -> str:
+    """What a completion begins with that was made with this version, or this task of it."""
+    return f"<{digest[:8]}>" if task is None else f"<{digest[:8]}#{task}>"
 
 
 def _adapters_of(prompt: Prompt) -> list[str]:
@@ -334,8 +334,10 @@ def _adapters_of(prompt: Prompt) -> list[str]:
 
 
 def _echo(prompt: Prompt) -> list[int]:
-    marks = "".join(adapter_mark(digest) for digest in _adapters_of(prompt))
-    return [*marks.encode(), *prompt.token_ids]
+    marks = [adapter_mark(digest) for digest in (prompt.lora,) if digest is not None]
+    if prompt.soft_prompt is not None:
+        marks.append(adapter_mark(prompt.soft_prompt, prompt.task))
+    return [*"".join(marks).encode(), *prompt.token_ids]
 
 
 def next_token_logprobs(expected: int) -> NDArray[np.float32]:

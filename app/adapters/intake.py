@@ -30,7 +30,12 @@ class Intake:
         self._in_thread = registry.names.in_thread
 
     async def add_upload(
-        self, name: str, files: Iterable[UploadedFile], *, force: bool = False
+        self,
+        name: str,
+        files: Iterable[UploadedFile],
+        *,
+        force: bool = False,
+        task: int | None = None,
     ) -> Record:
         """Check uploaded files and make them the live version of `name`.
 
@@ -40,7 +45,8 @@ class Intake:
             AdapterConflict: the name is live as another kind.
         """
         self.registry.names.check(name)
-        async with self.staged(partial(stage_files, files), force=force) as (folder, version):
+        stage = partial(stage_files, files)
+        async with self.staged(stage, force=force, task=task) as (folder, version):
             return await self.registry.publish(name, folder, version, FROM_UPLOAD)
 
     async def add_folder(
@@ -51,6 +57,7 @@ class Intake:
         *,
         roots: Sequence[Path] = (),
         force: bool = False,
+        task: int | None = None,
     ) -> Record:
         """Check a folder and make its files the live version. Raises as `add_upload` does.
 
@@ -58,27 +65,41 @@ class Intake:
         """
         self.registry.names.check(name)
         stage = partial(stage_folder, folder, roots=roots)
-        async with self.staged(stage, force=force) as (staged, version):
+        async with self.staged(stage, force=force, task=task) as (staged, version):
             return await self.registry.publish(name, staged, version, source)
 
     async def add_source(
-        self, name: str, source: str, revision: str | None = None, *, force: bool = False
+        self,
+        name: str,
+        source: str,
+        revision: str | None = None,
+        *,
+        force: bool = False,
+        task: int | None = None,
     ) -> Record:
         """As `add_folder`, from a folder below the permitted ones or from a hub repository."""
         self.registry.names.check(name)
         roots = (self._settings.adapter_dir, *self._settings.adapter_root)
         found = await self._in_thread(resolve_source, source, revision, roots)
         if isinstance(found, LocalFolder):
-            return await self.add_folder(name, found.folder, source, roots=roots, force=force)
+            return await self.add_folder(
+                name, found.folder, source, roots=roots, force=force, task=task
+            )
         async with self.registry.names.staging() as folder:
             fetched = await self._in_thread(fetch_hub, found, folder, self._max_bytes)
-            return await self.add_folder(name, folder, fetched, force=force)
+            return await self.add_folder(name, folder, fetched, force=force, task=task)
 
     @asynccontextmanager
     async def staged(
-        self, stage: Callable[[Path, int], object], *, force: bool = False
+        self,
+        stage: Callable[[Path, int], object],
+        *,
+        force: bool = False,
+        task: int | None = None,
     ) -> AsyncIterator[tuple[Path, AdapterVersion]]:
         """Have `stage` fill a private folder with so many bytes at most, and check what it holds.
+
+        `force` and `task` are those of `validate`.
 
         Raises:
             AdapterRejected: the files are not an adapter that this server can run.
@@ -86,7 +107,9 @@ class Intake:
         architecture = self._engine.architecture
         async with self.registry.names.staging() as folder:
             await self._in_thread(stage, folder, self._max_bytes)
-            version = await self._in_thread(validate, folder, architecture, self._settings, force)
+            version = await self._in_thread(
+                validate, folder, architecture, self._settings, force, task
+            )
             if version.notes:
                 log.info(
                     "an adapter is served otherwise than its files say",

@@ -16,6 +16,7 @@ from contextlib import (
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.adapters.multitask import chosen_task
 from app.adapters.residency import Residency
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import AdapterFiles, Engine
@@ -41,10 +42,11 @@ WORDS = Words(
 
 @dataclass(frozen=True, slots=True)
 class ResolvedAdapter:
-    """A name, without the version that a request may have pinned, and the version it stands for."""
+    """A name, without what a request may have pinned, and the version and task it stands for."""
 
     name: str
     version: AdapterVersion
+    task: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,10 @@ class Adapters:
     @property
     def num_virtual_tokens(self) -> int:
         return 0 if self.soft_prompt is None else self.soft_prompt.version.num_virtual_tokens or 0
+
+    @property
+    def task(self) -> int | None:
+        return None if self.soft_prompt is None else self.soft_prompt.task
 
 
 class _Use:
@@ -128,11 +134,12 @@ class AdapterRegistry:
     ) -> AsyncIterator[Adapters]:
         """Resolve the names of a request, and hold what they stand for in the engine.
 
-        A name is `name` or `name@version`, a digest or at least six of its first digits.
+        A name is `name` or `name@version`, a digest or at least six of its first digits, and either
+        with `#task` where a soft prompt has several.
 
         Raises:
-            AdapterNotFound: no such name or version, or it is not served.
-            InvalidRequest: an adapter is named in the field of the other kind.
+            AdapterNotFound: no such name, version or task, or it is not served.
+            InvalidRequest: an adapter is named in the field of the other kind, or without its task.
             AdapterRejected: the engine cannot load it.
         """
         adapters = Adapters(
@@ -201,14 +208,18 @@ class AdapterRegistry:
 
     def _resolve(self, reference: str, kind: AdapterKind) -> ResolvedAdapter:
         field = FIELDS[kind]
-        name, digest = self.names.resolve(reference, field, kind)
+        versioned, has_task, task = reference.partition("#")
+        name, digest = self.names.resolve(versioned, field, kind)
         version = self.names.store.version(digest)
         if version.kind != kind:
             raise InvalidRequest(
                 f"{name} is {WORDS.kinds[version.kind]}: name it in {FIELDS[version.kind]}",
                 param=field,
             )
-        return ResolvedAdapter(name, version)
+        named = task if has_task else None
+        return ResolvedAdapter(
+            name, version, chosen_task(versioned, named, version.num_tasks, field)
+        )
 
     def _hold(self, version: AdapterVersion) -> AbstractAsyncContextManager[None]:
         """Have the engine hold a version meanwhile."""

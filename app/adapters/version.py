@@ -11,7 +11,8 @@ class AdapterVersion:
 
     `digest` is the SHA-256 of its files, in hexadecimal. A LoRA has a `rank` (its largest) and
     `target_modules` (the last parts of their names), and `trained_tokens`, the ids of those that it
-    has embeddings of its own for; a soft prompt has `num_virtual_tokens`.
+    has embeddings of its own for; a soft prompt has `num_virtual_tokens`. One with
+    `num_tasks` has rows for each of them; `task` is the one that was named at upload.
     `base_model` is the one that it declares, if it declares one. `notes` say in what it is served
     otherwise than its files say.
     """
@@ -23,5 +24,7 @@ class AdapterVersion:
     rank: int | None = None
     target_modules: tuple[str, ...] = ()
     num_virtual_tokens: int | None = None
+    num_tasks: int | None = None
+    task: int | None = None
     notes: tuple[str, ...] = ()
     trained_tokens: tuple[int, ...] = ()

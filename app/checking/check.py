@@ -48,5 +48,7 @@ def _described(version: AdapterVersion) -> CheckedAdapter:
         rank=version.rank,
         target_modules=list(version.target_modules),
         virtual_tokens=version.num_virtual_tokens,
+        tasks=version.num_tasks,
+        task=version.task,
         notes=list(version.notes),
     )

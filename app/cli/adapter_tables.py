@@ -74,11 +74,19 @@ def notes_of(adapter: AdapterOut) -> list[str]:
 
 
 def kind_of(version: VersionOut | CheckedAdapter) -> str:
-    """`LoRA, rank 8`, or `soft prompt, 20 virtual tokens`."""
+    """`LoRA, rank 8`, or `soft prompt, 20 virtual tokens`, with its tasks."""
     if version.virtual_tokens is None:
         return f"LoRA, rank {version.rank}"
     tokens = "virtual token" if version.virtual_tokens == 1 else "virtual tokens"
-    return f"soft prompt, {version.virtual_tokens} {tokens}"
+    return f"soft prompt, {version.virtual_tokens} {tokens}{_tasks(version)}"
+
+
+def _tasks(version: VersionOut | CheckedAdapter) -> str:
+    if version.task is not None:
+        return f", made of task {version.task}"
+    if version.tasks is None:
+        return ""
+    return f", tasks #0 to #{version.tasks - 1}" if version.tasks > 1 else ", task #0"
 
 
 def _list(adapters: Sequence[AdapterOut], *, stacked: bool) -> Table:

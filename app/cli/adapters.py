@@ -93,6 +93,10 @@ def add(
     force: Annotated[
         bool, typer.Option("--force", help="Take an adapter that declares another base model.")
     ] = False,
+    task: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a multitask soft prompt: take this task alone."),
+    ] = None,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
 ) -> None:
@@ -105,9 +109,9 @@ def add(
     with connected(url, admin_key) as client:
         before = _find(client, name)
         if files:
-            after = _upload(client, path, files, force=force)
+            after = _upload(client, path, files, force=force, task=task)
         else:
-            after = _name_source(client, path, source, revision, force=force)
+            after = _name_source(client, path, source, revision, force=force, task=task)
     typer.echo("\n".join([_added(before, after), *notes_of(after)]))
 
 
@@ -188,7 +192,9 @@ def _find(client: Client, name: str) -> AdapterOut | None:
         raise
 
 
-def _upload(client: Client, path: str, files: list[Path], *, force: bool) -> AdapterOut:
+def _upload(
+    client: Client, path: str, files: list[Path], *, force: bool, task: int | None
+) -> AdapterOut:
     """Send the files with a progress bar each, then show that the server works on them."""
     console = Console(stderr=True)
     progress = Progress(
@@ -216,19 +222,29 @@ def _upload(client: Client, path: str, files: list[Path], *, force: bool) -> Ada
                 for file in files
             }
             fields = {"force": "true"} if force else {}
+            if task is not None:
+                fields["task"] = str(task)
             return client.send(upload(path, opened, fields, AdapterOut, on_sent))
     except OSError as error:
         raise _unreadable(error.filename or files[0], error) from None
 
 
 def _name_source(
-    client: Client, path: str, source: str, revision: str | None, *, force: bool
+    client: Client,
+    path: str,
+    source: str,
+    revision: str | None,
+    *,
+    force: bool,
+    task: int | None,
 ) -> AdapterOut:
     body: dict[str, Any] = {"source": source}
     if revision is not None:
         body["revision"] = revision
     if force:
         body["force"] = True
+    if task is not None:
+        body["task"] = task
     with _status("the server fetches, checks and loads it"):
         return client.send(Call("PUT", path, AdapterOut, body, PATIENT))
 

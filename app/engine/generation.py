@@ -88,7 +88,7 @@ class GenerationRequest:
     """What a client asks: `n` completions for every prompt, whatever the prompts are made from.
 
     `logprobs` is the number of most likely tokens to report per position (None: report nothing).
-    `adapter` and `soft_prompt` are each a name, or `name@version`.
+    `adapter` and `soft_prompt` are each a name, or `name@version`, the second also with `#task`.
     """
 
     request_id: str

@@ -90,7 +90,8 @@ class AdapterFiles:
 class Prompt:
     """A tokenized prompt, its index in the request, and the digests of its loaded adapters.
 
-    `num_virtual_tokens` is the soft prompt's; they come before the prompt's own.
+    `num_virtual_tokens` is the soft prompt's; they come before the prompt's own. `task` is which of
+    its tasks, where it has several; no KV cache of another task is ever reused.
     """
 
     index: int
@@ -98,6 +99,7 @@ class Prompt:
     lora: str | None = None
     soft_prompt: str | None = None
     num_virtual_tokens: int = 0
+    task: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from app.adapters.registry import AdapterRegistry, Adapters
+from app.adapters.registry import AdapterRegistry, Adapters, ResolvedAdapter
 from app.serving.generation import FewShotPrompt, FewShotPrompts
 from app.templates.labels import LabelScore
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
@@ -24,11 +24,13 @@ from softserve.schema.templates import Template, TemplateOut, TemplateSummary
 def adapters_used(adapters: Adapters) -> dict[str, AdapterUsed]:
     """The fields of an answer that name the versions it was made with."""
     fields = {"adapter": adapters.lora, "soft_prompt": adapters.soft_prompt}
-    return {
-        field: AdapterUsed(name=used.name, version=used.version.digest)
-        for field, used in fields.items()
-        if used is not None
-    }
+    return {field: _adapter_used(used) for field, used in fields.items() if used is not None}
+
+
+def _adapter_used(used: ResolvedAdapter) -> AdapterUsed:
+    # Only what is set is sent.
+    task = {} if used.task is None else {"task": used.task}
+    return AdapterUsed(name=used.name, version=used.version.digest, **task)
 
 
 def adapter_out(adapters: AdapterRegistry, record: Record) -> AdapterOut:
@@ -56,6 +58,8 @@ def _version_out(
         rank=version.rank,
         target_modules=list(version.target_modules),
         virtual_tokens=version.num_virtual_tokens,
+        tasks=version.num_tasks,
+        task=version.task,
         notes=list(version.notes),
         requests=num_requests,
     )

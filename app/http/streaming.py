@@ -194,7 +194,10 @@ def _ending(generation: Generation, chunk: GenerationChunk) -> dict[str, Any]:
     ending: dict[str, Any] = {
         "text": "",
         "finish_reason": chunk.finish_reason,
-        **adapters_used(generation.adapters),
+        **{
+            field: used.model_dump(exclude_unset=True)
+            for field, used in adapters_used(generation.adapters).items()
+        },
         "usage": generation.ledger.usage_of(chunk.key),
         "timings": generation.ledger.timings(),
         "id": generation.request.request_id,

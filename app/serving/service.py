@@ -217,6 +217,7 @@ def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
         lora=adapters.lora_digest,
         soft_prompt=adapters.soft_prompt_digest,
         num_virtual_tokens=adapters.num_virtual_tokens,
+        task=adapters.task,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from softserve.schema.fields import Body, NonEmptyText
+from softserve.schema.fields import MAX_TASK_DIGITS, Body, NonEmptyText
 from softserve.schema.versions import NameFields, VersionFields
 
 AdapterKind = Literal["lora", "soft_prompt"]
@@ -13,6 +13,9 @@ AdapterKind = Literal["lora", "soft_prompt"]
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+
+Task = Annotated[int, Field(ge=0, lt=10**MAX_TASK_DIGITS)]
+TASK_AT_UPLOAD = "Of a multitask soft prompt: take this task alone, which needs no `#task` then."
 
 
 class AdapterSource(Body):
@@ -30,6 +33,7 @@ class AdapterSource(Body):
         description="Take an adapter that declares another base model.",
         examples=[False],
     )
+    task: Task | None = Field(None, description=TASK_AT_UPLOAD, examples=[None])
 
 
 class VersionOut(VersionFields):
@@ -46,6 +50,17 @@ class VersionOut(VersionFields):
         description="Of a LoRA: the modules that it changes.", examples=[["q_proj", "v_proj"]]
     )
     virtual_tokens: int | None = Field(description="Of a soft prompt: how many.", examples=[None])
+    tasks: int | None = Field(
+        None,
+        description="Of a multitask soft prompt: how many a request can choose from, as `name#0`, "
+        "`name#1`, ...",
+        examples=[None],
+    )
+    task: int | None = Field(
+        None,
+        description="Of a multitask soft prompt: the one that was named when it was added.",
+        examples=[None],
+    )
     notes: list[str] = Field(
         [],
         description="In what it is served otherwise than its files say, which is as PEFT would "

@@ -22,6 +22,8 @@ class CheckedAdapter(BaseModel):
     rank: int | None = Field(description="Of a LoRA: its largest rank.", examples=[8])
     target_modules: list[str] = Field(description="Of a LoRA: the modules that it changes.")
     virtual_tokens: int | None = Field(description="Of a soft prompt: how many.")
+    tasks: int | None = Field(None, description="Of a multitask soft prompt: how many.")
+    task: int | None = Field(None, description="Of a multitask soft prompt: the one that was named.")
     notes: list[str] = Field(description="In what it is served otherwise than its files say.")
 
 

@@ -40,7 +40,7 @@ class AdapterChoice(Body):
     )
     soft_prompt: Reference | None = Field(
         None,
-        description="A soft prompt, by name or by `name@version`.",
+        description="A soft prompt, by name or by `name@version`, with `#task` where it has tasks.",
         examples=["support-intent-prompt"],
     )
 

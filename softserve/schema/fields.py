@@ -24,8 +24,9 @@ NOT_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 # As many digits of a version as a person reads.
 SHOWN_DIGITS = 12
-# A name, an @ and a digest.
-MAX_REFERENCE_LENGTH = 64 + 1 + 64
+MAX_TASK_DIGITS = 9
+# A name, an @ and a digest, a # and a task.
+MAX_REFERENCE_LENGTH = 64 + 1 + 64 + 1 + MAX_TASK_DIGITS
 SHOWN_DIGEST = "9f86d081884c7d65" * 4
 
 

@@ -95,6 +95,9 @@ class AdapterUsed(BaseModel):
 
     name: str = Field(description="The adapter's name.", examples=[SHOWN_LORA["name"]])
     version: str = Field(description="The digest of the version's files.", examples=[SHOWN_DIGEST])
+    task: int | None = Field(
+        None, description="Of a multitask soft prompt: the task that was used.", examples=[None]
+    )
 
 
 class UsageOut(BaseModel):

@@ -19,11 +19,14 @@ from tests.adapter_files import (
     as_files,
     lora_config,
     lora_tensors,
+    multitask_config,
+    multitask_tensors,
     pack_tar_gz,
     pack_zip,
     soft_prompt_config,
     soft_prompt_tensors,
     write_lora,
+    write_multitask,
 )
 from tests.api.support import (
     Served,
@@ -46,6 +49,13 @@ CHANGES = [
 
 def lora(seed: int = 0, rank: int = 4, **config: Any) -> Files:
     return as_files(lora_config(rank, **config), lora_tensors(ARCHITECTURE.modules, rank, seed))
+
+
+def multitask(num_tasks: int = 3, seed: int = 0) -> Files:
+    return as_files(
+        multitask_config(2, HIDDEN_SIZE, num_tasks),
+        multitask_tensors(2, HIDDEN_SIZE, num_tasks, seed=seed),
+    )
 
 
 def soft_prompt(num_virtual_tokens: int = 20, seed: int = 0) -> Files:
@@ -121,6 +131,8 @@ async def test_an_upload(served: Served) -> None:
         "rank": 4,
         "target_modules": ["q_proj", "v_proj"],
         "virtual_tokens": None,
+        "tasks": None,
+        "task": None,
         "notes": [],
         "requests": 0,
     }
@@ -186,6 +198,107 @@ async def test_the_very_next_stream_uses_it(served: Served) -> None:
         assert "".join(piece["text"] for piece in pieces) == f"{adapter_mark(digest)}hi"
         assert ending["soft_prompt"] == {"name": "my-task", "version": digest}
         assert "adapter" not in ending
+
+
+async def test_each_task(served: Served) -> None:
+    """By NAME#TASK, of the live version and of an older one, streaming or not."""
+    old, live = [await added(served, "tasks", multitask(seed=seed)) for seed in range(2)]
+    for reference, digest in (("tasks", live), (f"tasks@{old[:6]}", old), (f"tasks@{old}", old)):
+        for task in range(3):
+            used = {"name": "tasks", "version": digest, "task": task}
+            asked = {"soft_prompt": f"{reference}#{task}"}
+            answer = (await served.generate("hi", **asked)).json()
+            assert answer["completions"][0]["text"] == f"{adapter_mark(digest, task)}hi"
+            assert answer["soft_prompt"] == used
+            assert answer["usage"]["virtual_tokens"] == 2
+            *pieces, ending = events_of(await served.generate("hi", **asked, stream=True))
+            assert "".join(each["text"] for each in pieces) == f"{adapter_mark(digest, task)}hi"
+            assert ending["soft_prompt"] == used
+            assert (await served.inspect("hi", **asked)).json()["soft_prompt"] == used
+    shown = (await served.get("/adapters/tasks")).json()
+    assert [each["requests"] for each in shown["versions"]] == [9, 18]
+    assert [(each["tasks"], each["task"]) for each in shown["versions"]] == [(3, None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "sentence"),
+    [
+        ("tasks", (422, "invalid_request"), "tasks has the tasks 0 to 2: name one of them, as"),
+        ("tasks@VERSION", (422, "invalid_request"), "name one of them, as tasks@"),
+        ("tasks#3", (404, "adapter_not_found"), "tasks has no task '3': it has the tasks 0 to 2"),
+        ("tasks#", (404, "adapter_not_found"), "tasks has no task ''"),
+        ("tasks#-1", (404, "adapter_not_found"), "tasks has no task '-1'"),
+        ("tasks#١", (404, "adapter_not_found"), "tasks has no task"),
+        ("tasks# 1", (404, "adapter_not_found"), "tasks has no task ' 1'"),
+        ("tasks#1#1", (404, "adapter_not_found"), "tasks has no task '1#1'"),
+        ("tasks#1@VERSION", (404, "adapter_not_found"), "tasks has no task '1@"),
+        ("tasks#9999999999", (404, "adapter_not_found"), "has no task '9999999999'"),
+        ("plain#0", (422, "invalid_request"), "plain has no tasks: name it without #0"),
+        ("plain#", (422, "invalid_request"), "plain has no tasks"),
+        ("one#1", (404, "adapter_not_found"), "one has no task '1': it has the task 0 alone"),
+        ("tasks2#1", (404, "adapter_not_found"), "did you mean tasks"),
+        ("#1", (404, "adapter_not_found"), "no adapter is called ''"),
+    ],
+)
+async def test_tasks_that_are_not_there(
+    served: Served, reference: str, error: tuple[int, str], sentence: str
+) -> None:
+    digest = await added(served, "tasks", multitask())
+    await added(served, "plain", soft_prompt())
+    await added(served, "one", multitask(1))
+    response = await served.generate(soft_prompt=reference.replace("VERSION", digest))
+    assert error_of(response) == (*error, "soft_prompt")
+    assert sentence in message_of(response)
+
+
+async def test_a_lora_has_no_tasks(served: Served) -> None:
+    await added(served, "my-task", lora())
+    response = await served.generate(adapter="my-task#0")
+    assert error_of(response) == (422, "invalid_request", "adapter")
+    assert message_of(response) == "my-task has no tasks: name it without #0"
+
+
+async def test_the_only_task_needs_no_name(served: Served) -> None:
+    digest = await added(served, "one", multitask(1))
+    for reference in ("one", "one#0", "one#00", f"one@{digest[:8]}"):
+        answer = (await served.generate("hi", soft_prompt=reference)).json()
+        assert answer["completions"][0]["text"] == f"{adapter_mark(digest, 0)}hi"
+        assert answer["soft_prompt"] == {"name": "one", "version": digest, "task": 0}
+
+
+async def test_a_task_that_is_named_at_upload(served: Served) -> None:
+    files = multitask()
+    with_all = await added(served, "tasks", files)
+    digests: dict[int, str] = {}
+    for task in (0, 2, 0):
+        answer = (await upload(served, "of-one", files, task=str(task))).json()
+        assert digests.setdefault(task, answer["live"]) == answer["live"]
+        version = answer["versions"][0]
+        assert (version["tasks"], version["task"], version["virtual_tokens"]) == (None, task, 2)
+        generated = (await served.generate("hi", soft_prompt="of-one")).json()
+        assert generated["completions"][0]["text"] == f"{adapter_mark(digests[task])}hi"
+        assert generated["soft_prompt"] == {"name": "of-one", "version": digests[task]}
+    assert len({with_all, *digests.values()}) == 3
+    refused = await served.generate(soft_prompt="of-one#0")
+    assert message_of(refused) == "of-one has no tasks: name it without #0"
+    assert (await upload(served, "tasks", files, task="")).json()["live"] == with_all
+
+
+async def test_a_task_of_a_source(tmp_path: Path) -> None:
+    folder = write_multitask(tmp_path / "trained", 2, HIDDEN_SIZE, 3)
+    async with serving(adapter_root=(tmp_path,)) as served:
+        answer = (await named(served, "my-task", "trained", task=1)).json()
+        assert answer["live"] == digest_of(folder, 1)
+        assert answer["versions"][0]["task"] == 1
+
+
+@pytest.mark.parametrize("task", ["3", "999999999"])
+async def test_no_such_task_at_upload(served: Served, task: str) -> None:
+    response = await upload(served, "my-task", multitask(), task=task)
+    assert error_of(response) == (422, "adapter_rejected", "task")
+    assert message_of(response) == f"there is no task {task}: the adapter has the tasks 0 to 2"
+    response = await upload(served, "my-task", lora(), task="0")
+    assert error_of(response) == (422, "adapter_rejected", "task")
 
 
 async def test_the_very_next_inspection_uses_it(served: Served) -> None:
@@ -384,6 +497,10 @@ BROKEN_FORMS = [
     pytest.param(FORM, _part("name=file") + "--b--\r\n", 422, "file", id="no file"),
     pytest.param(FORM, _part("name=revision") + "--b--\r\n", 422, "revision", id="unknown"),
     pytest.param(FORM, _part("name=force", "yes") + "--b--\r\n", 422, "force", id="force"),
+    *(
+        pytest.param(FORM, _part("name=task", text) + "--b--\r\n", 422, "task", id=f"task {text}")
+        for text in ("one", "-1", "1.0", " 1", "²", "1000000000")
+    ),
     pytest.param(
         FORM, _part("name=file; filename=a") * 65 + "--b--\r\n", 422, None, id="too many files"
     ),
@@ -555,6 +672,10 @@ async def test_a_revision_of_a_folder(tmp_path: Path) -> None:
         ('{"source": ""}', 422, "source"),
         ('{"source": 1}', 422, "source"),
         ('{"source": "a/b", "force": "true"}', 422, "force"),
+        ('{"source": "a/b", "task": "1"}', 422, "task"),
+        ('{"source": "a/b", "task": -1}', 422, "task"),
+        ('{"source": "a/b", "task": true}', 422, "task"),
+        ('{"source": "a/b", "task": 1000000000}', 422, "task"),
         ('{"source": "a/b", "version": "1"}', 422, "version"),
         ('{"source": "a\\u0000b"}', 422, "source"),
         ('{"source": "\\ud800"}', 400, None),

@@ -17,6 +17,8 @@ from tests.adapter_files import (
     as_files,
     lora_config,
     lora_tensors,
+    multitask_config,
+    multitask_tensors,
     soft_prompt_config,
     soft_prompt_tensors,
 )
@@ -265,6 +267,21 @@ async def test_a_template_with_an_adapter(icl: Icl) -> None:
     assert (await icl.render(**fields, soft_prompt="soft"))["shots"] == 3
     missing = await icl.post("generate", adapter="none")
     assert error_of(missing) == (404, "adapter_not_found", "adapter")
+
+
+async def test_a_template_with_a_task(icl: Icl) -> None:
+    config, tensors = multitask_config(20, HIDDEN_SIZE, 3), multitask_tensors(20, HIDDEN_SIZE, 3)
+    parts = [("file", file) for file in as_files(config, tensors)]
+    assert (await icl.served.client.put("/adapters/tasks", files=parts)).is_success
+    assert (await icl.put("of-a-task", soft_prompt="tasks#1")).is_success
+    answer = await icl.generate(template="of-a-task", max_new_tokens=12)
+    used = answer["soft_prompt"]
+    assert used["task"] == 1
+    assert answer["completions"][0]["text"] == adapter_mark(used["version"], 1)
+    answer = await icl.generate(template="of-a-task", max_new_tokens=12, soft_prompt="tasks#2")
+    assert answer["completions"][0]["text"] == adapter_mark(used["version"], 2)
+    missing = await icl.post("generate", template="of-a-task", soft_prompt="tasks")
+    assert error_of(missing) == (422, "invalid_request", "soft_prompt")
 
 
 async def test_templates_are_added_shown_rolled_back_and_removed(icl: Icl) -> None:

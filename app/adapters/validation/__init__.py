@@ -21,6 +21,7 @@ from app.adapters.validation.config import (
 from app.adapters.validation.conversion import convert
 from app.adapters.validation.conversion.base import ConvertedConfig
 from app.adapters.validation.lora import check_lora
+from app.adapters.validation.multitask import MultitaskConfig, check_multitask, check_task
 from app.adapters.validation.names import Tensors, named_as_peft_does
 from app.adapters.validation.peft_types import read_config
 from app.adapters.validation.served import write_config, write_weights
@@ -35,29 +36,36 @@ from softserve.schema.server import Limits
 
 
 def validate(
-    folder: Path, architecture: Architecture, limits: Limits, force: bool = False
+    folder: Path,
+    architecture: Architecture,
+    limits: Limits,
+    force: bool = False,
+    task: int | None = None,
 ) -> AdapterVersion:
     """Check the adapter in `folder` against the base model. It blocks: call it in a thread.
 
     Its files have been staged, so they are within the limits on their sizes. With `force`, the
-    adapter may declare another base model; everything else is checked all the same.
+    adapter may declare another base model; everything else is checked all the same. With `task`,
+    that one of a multitask soft prompt is all that the version has.
 
     Raises:
         AdapterRejected: the first thing that is wrong, and what to do.
-        AdapterTooLarge: the header of the weights is above 16 MiB.
+        AdapterTooLarge: the header of the weights is above 16 MiB, or what is served of them above
+            the limit on an adapter's files.
     """
     for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise AdapterRejected(f"{name} is missing: send it with the other file")
     # Of the files as they were sent: what is served is made from them.
-    digest = digest_of(folder)
+    digest = digest_of(folder, task)
     config = read_config(folder / CONFIG_FILE)
+    check_task(config, task)
     declared = config.base_model_name_or_path
     base_notes = () if force else tuple(check_base_model(declared, architecture.names))
     with open_weights(folder / WEIGHTS_FILE) as weights:
         named = named_as_peft_does(weights, architecture)
         tensors, copies = without_base_copies(named, architecture)
-        checked = _check(config, tensors, architecture, limits)
+        checked = _check(config, tensors, architecture, limits, task)
         if checked.config_changes or starts_with_bom(folder / CONFIG_FILE):
             write_config(folder, checked.config_changes)
         if checked.weights is not None:
@@ -74,13 +82,19 @@ def validate(
 
 
 def _check(
-    config: AdapterConfig, tensors: Tensors, architecture: Architecture, limits: Limits
+    config: AdapterConfig,
+    tensors: Tensors,
+    architecture: Architecture,
+    limits: Limits,
+    task: int | None,
 ) -> Checked:
     match config:
         case LoRAConfig():
             return check_lora(config, tensors, architecture, limits)
         case TrainedTokensConfig():
             return check_trained_tokens(config, tensors, architecture, limits)
+        case MultitaskConfig():
+            return check_multitask(config, tensors, architecture, limits, task)
         case SoftPromptConfig():
             return check_soft_prompt(config, tensors, architecture, limits)
         case ConvertedConfig():
@@ -88,15 +102,23 @@ def _check(
     raise AssertionError(f"nothing checks a {type(config).__name__}")
 
 
-def digest_of(folder: Path) -> str:
+def digest_of(folder: Path, task: int | None = None) -> str:
     """The version of an adapter: the SHA-256 of its files, in hexadecimal.
 
     It is taken over adapter_config.json and then adapter_model.safetensors, of each: its name in
     ASCII, a zero byte, its length in bytes as 8 bytes with the highest first, and its content.
+    A task that is named with the files counts as a third one, `task`, which has its digits.
     """
     digest = hashlib.sha256()
     for name in sorted(ADAPTER_FILES):
         with (folder / name).open("rb") as file:
-            digest.update(name.encode() + b"\0" + (folder / name).stat().st_size.to_bytes(8, "big"))
+            digest.update(_heading(name, (folder / name).stat().st_size))
             hashlib.file_digest(file, lambda: digest)
+    if task is not None:
+        digits = str(task).encode()
+        digest.update(_heading("task", len(digits)) + digits)
     return digest.hexdigest()
+
+
+def _heading(name: str, num_bytes: int) -> bytes:
+    return name.encode() + b"\0" + num_bytes.to_bytes(8, "big")

@@ -94,6 +94,7 @@ Flag = Annotated[bool, _expected("true or false")]
 # What torch takes for the state of a generator of random numbers.
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64), _expected("an integer of 64 bits")]
 Number = Annotated[float, _expected("a finite number")]
+TokenNumbers = Annotated[list[int], _expected("a list of numbers, one for each virtual token")]
 ByModule = Annotated[
     dict[str, T],
     BeforeValidator(lambda values: {} if values is None else values),

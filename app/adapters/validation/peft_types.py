@@ -17,6 +17,8 @@ from app.adapters.validation.conversion.lokr import LoKrConfig
 from app.adapters.validation.conversion.miss import BoneConfig, MiSSConfig
 from app.adapters.validation.conversion.vblora import VBLoRAConfig
 from app.adapters.validation.conversion.vera import VeRAConfig
+from app.adapters.validation.cpt import CPTConfig
+from app.adapters.validation.multitask import MultitaskConfig
 from app.errors import AdapterRejected
 
 PEFT_TYPES: Mapping[str, type[AdapterConfig]] = {
@@ -31,6 +33,8 @@ PEFT_TYPES: Mapping[str, type[AdapterConfig]] = {
     "TRAINABLE_TOKENS": TrainedTokensConfig,
     "PROMPT_TUNING": SoftPromptConfig,
     "P_TUNING": SoftPromptConfig,
+    "MULTITASK_PROMPT_TUNING": MultitaskConfig,
+    "CPT": CPTConfig,
 }
 
 

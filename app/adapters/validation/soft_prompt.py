@@ -1,5 +1,7 @@
 """A soft prompt: rows that stand before a prompt's own embeddings."""
 
+from typing import Any
+
 from app.adapters.archive import shown
 from app.adapters.validation.checked import Checked
 from app.adapters.validation.config import SoftPromptConfig, wrong_field
@@ -16,6 +18,18 @@ def check_soft_prompt(
     config: SoftPromptConfig, tensors: Tensors, architecture: Architecture, limits: Limits
 ) -> Checked:
     """Check a soft prompt and its one tensor. Raises AdapterRejected."""
+    read_rows(config, tensors, architecture, limits)
+    return Checked({"kind": "soft_prompt", "num_virtual_tokens": config.num_virtual_tokens})
+
+
+def read_rows(
+    config: SoftPromptConfig,
+    tensors: Tensors,
+    architecture: Architecture,
+    limits: Limits,
+    others: tuple[str, ...] = (),
+) -> Any:
+    """The rows of a soft prompt, which has these other tensors too. Raises AdapterRejected."""
     if architecture.no_soft_prompts is not None:
         raise AdapterRejected(f"no soft prompt can be added: {architecture.no_soft_prompts}")
     if config.num_virtual_tokens > limits.max_virtual_tokens:
@@ -28,12 +42,18 @@ def check_soft_prompt(
     if config.token_dim not in (None, hidden_size):
         expected = f"{hidden_size}, the base model's hidden size"
         raise wrong_field("token_dim", config.token_dim, expected)
-    for name in tensors.names:
-        if name != TENSOR:
-            raise AdapterRejected(
-                f"tensor {shown(name)} is not of a soft prompt, which has {TENSOR} alone: save it "
-                "with PEFT's save_pretrained and save_embedding_layers=False"
-            )
+    _check_names(tensors, (TENSOR, *others))
     shape = (config.num_virtual_tokens, hidden_size)
-    read_tensor(tensors, TENSOR, shape, "(num_virtual_tokens, hidden_size)")
-    return Checked({"kind": "soft_prompt", "num_virtual_tokens": config.num_virtual_tokens})
+    return read_tensor(tensors, TENSOR, shape, "(num_virtual_tokens, hidden_size)")
+
+
+def _check_names(tensors: Tensors, wanted: tuple[str, ...]) -> None:
+    for name in tensors.names:
+        if name not in wanted:
+            raise AdapterRejected(
+                f"tensor {shown(name)} is not of a soft prompt, which has {' and '.join(wanted)} "
+                "alone: save it with PEFT's save_pretrained and save_embedding_layers=False"
+            )
+    for name in wanted:
+        if name not in tensors.names:
+            raise AdapterRejected(f"it has no tensor {name}: save it with PEFT's save_pretrained")

@@ -90,8 +90,8 @@ def read_tensor(
     shape, dtype = tuple(described.get_shape()), described.get_dtype()
     if shape != expected:
         raise AdapterRejected(
-            f"tensor {shown(name)} has the shape {shown(shape)}; expected {expected}, which is "
-            f"{meaning}: check {CONFIG_FILE} and which base model the adapter was trained on"
+            f"tensor {shown(name)} has the shape {shown(shape)}; expected {shown(expected)}, which "
+            f"is {meaning}: check {CONFIG_FILE} and which base model the adapter was trained on"
         )
     if dtype not in dtypes:
         *most, last = dtypes

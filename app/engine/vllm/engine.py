@@ -188,7 +188,7 @@ class VLLMEngine:
         engine_input = (
             tokens_input(prompt.token_ids)
             if prompt.soft_prompt is None
-            else self._soft_prompts.input(prompt.token_ids, prompt.soft_prompt)
+            else self._soft_prompts.input(prompt.token_ids, prompt.soft_prompt, prompt.task)
         )
         outputs = self._running.generate(
             engine_input,

@@ -1,8 +1,8 @@
 """Soft prompts in requests to vLLM: rows of embeddings in front of the tokens' own.
 
 A request carries its rows as an item of vLLM's modality "prompt_embeds", at offset 0 of the prompt.
-The item's hash is the version's digest, which keys the KV cache. The model's side is in
-app/engine/plugin/text_models.py.
+The item's hash is the version's digest, with the task where it has several: it keys the KV cache.
+The model's side is in app/engine/plugin/text_models.py.
 
 The rows travel with every request: vLLM can leave out an item that the engine has seen before, but
 then both sides' caches must never drift apart, and a version that was unloaded stays in them. For
@@ -22,14 +22,17 @@ MAX_VIRTUAL_TOKENS_VARIABLE = "SOFTSERVE_PLUGIN_MAX_VIRTUAL_TOKENS"
 
 
 class SoftPrompts:
-    """The loaded soft prompts, by digest; each has shape (virtual tokens, hidden size)."""
+    """The loaded soft prompts, by digest.
+
+    Each has the shape (virtual tokens, hidden size), and one of several tasks their number before.
+    """
 
     def __init__(self, dtype: "torch.dtype") -> None:
         self._dtype = dtype
         self._rows: dict[str, torch.Tensor] = {}
 
     def load(self, adapter: AdapterFiles) -> None:
-        """Read the one tensor that PEFT saves of a soft prompt."""
+        """Read the one tensor that is served of a soft prompt."""
         from safetensors.torch import load_file
 
         tensors = load_file(adapter.folder / "adapter_model.safetensors")
@@ -38,8 +41,10 @@ class SoftPrompts:
     def unload(self, digest: str) -> None:
         self._rows.pop(digest, None)
 
-    def input(self, token_ids: list[int], digest: str) -> "MultiModalInput":
-        """An engine input: the soft prompt of that digest, then the tokens."""
+    def input(
+        self, token_ids: list[int], digest: str, task: int | None = None
+    ) -> "MultiModalInput":
+        """An engine input: the soft prompt of that digest, or that task of it, then the tokens."""
         from vllm.inputs.engine import mm_input
         from vllm.multimodal.inputs import (
             MultiModalFieldElem,
@@ -49,7 +54,9 @@ class SoftPrompts:
             PlaceholderRange,
         )
 
-        rows = self._rows[digest]
+        rows, identity = self._rows[digest], digest
+        if task is not None:
+            rows, identity = rows[task], f"{digest}#{task}"
         item = MultiModalKwargsItem(
             {"embedding": MultiModalFieldElem(data=rows, field=MultiModalSharedField(batch_size=1))}
         )
@@ -58,6 +65,6 @@ class SoftPrompts:
         return mm_input(
             token_ids[:1] * len(rows) + token_ids,
             MultiModalKwargsItems({MODALITY: [item]}),
-            {MODALITY: [digest]},
+            {MODALITY: [identity]},
             {MODALITY: [PlaceholderRange(offset=0, length=len(rows))]},
         )

@@ -1,5 +1,6 @@
 """`/adapters`: show and change the adapters."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -16,11 +17,13 @@ from app.http.answers import adapter_out
 from app.http.dependencies import ERRORS, NOT_FOUND, REFUSALS, TheAdapters, TheIntake, TheService
 from app.http.media_types import FORM, media_type
 from app.http.requests import json_body
-from softserve.schema.adapters import AdapterList, AdapterOut, AdapterSource
+from softserve.schema.adapters import TASK_AT_UPLOAD, AdapterList, AdapterOut, AdapterSource
+from softserve.schema.fields import MAX_TASK_DIGITS
 from softserve.schema.versions import RollbackBody
 
 # PEFT writes up to a dozen files; a folder has one of each.
 MAX_FILES = 64
+TASK = re.compile(rf"[0-9]{{0,{MAX_TASK_DIGITS}}}")
 FILES_ARE_SENT_SO = "send the files with `curl -X PUT -F file=@PATH`"
 NEITHER_FILES_NOR_SOURCE = (
     f"the body is neither a form nor a source in JSON: {FILES_ARE_SENT_SO}, an archive too, or "
@@ -40,6 +43,7 @@ UPLOAD_SCHEMA = {
             "enum": ["true", "false"],
             "description": "Take an adapter that declares another base model.",
         },
+        "task": {"type": "string", "pattern": TASK.pattern, "description": TASK_AT_UPLOAD},
     },
     "required": ["file"],
 }
@@ -79,10 +83,13 @@ async def put_adapter(
     service.check_serving()
     if media_type(request.headers) == FORM:
         async with _form(request) as form:
-            files, force = _parse_form(form)
-            return adapter_out(adapters, await intake.add_upload(name, files, force=force))
+            files, force, task = _parse_form(form)
+            record = await intake.add_upload(name, files, force=force, task=task)
+            return adapter_out(adapters, record)
     body = await _parse_source(request)
-    record = await intake.add_source(name, body.source, body.revision, force=body.force)
+    record = await intake.add_source(
+        name, body.source, body.revision, force=body.force, task=body.task
+    )
     return adapter_out(adapters, record)
 
 
@@ -132,16 +139,23 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
         await form.close()
 
 
-def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool]:
-    files, force = [], False
+def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool, int | None]:
+    """The files, and the fields `force` and `task`.
+
+    A form has no null: a field that is left empty takes its place.
+    """
+    files, force, task = [], False, None
     for field, value in form.multi_items():
         if isinstance(value, UploadFile):
             files.append(UploadedFile(value.filename or "", value.file))
-        # A form has no null: a field that is left empty takes its place.
         elif field == "force" and value.lower() in {"true", "false", ""}:
             force = value.lower() == "true"
         elif field == "force":
             raise InvalidRequest("force is true or false", param="force")
+        elif field == "task" and TASK.fullmatch(value):
+            task = int(value) if value else None
+        elif field == "task":
+            raise InvalidRequest("task is the number of a task: 0, 1, ...", param="task")
         elif field == "file":
             raise InvalidRequest(
                 "file came without a file name, as a plain field: give its part a filename "
@@ -150,10 +164,10 @@ def _parse_form(form: FormData) -> tuple[list[UploadedFile], bool]:
             )
         else:
             raise InvalidRequest(
-                "a form has files, as `file=@PATH`, and `force`: remove the other fields",
+                "a form has files, as `file=@PATH`, `force` and `task`: remove the other fields",
                 param=field[:64],
             )
-    return files, force
+    return files, force, task
 
 
 async def _parse_source(request: Request) -> AdapterSource:

@@ -22,7 +22,7 @@ from app.settings import Settings
 from app.versions import watcher as watcher_module
 from app.versions.records import Record
 from app.versions.watcher import FolderWatcher
-from tests.adapter_files import write_lora, write_soft_prompt
+from tests.adapter_files import write_lora, write_multitask, write_soft_prompt
 from tests.fake_engine import ARCHITECTURE, FakeEngine
 
 pytestmark = pytest.mark.usefixtures("in_a_hurry")
@@ -110,6 +110,16 @@ async def test_what_is_there_at_the_start(
     summary, tone = registry.names.list()
     assert (summary.kind, tone.kind) == ("lora", "soft_prompt")
     assert summary.history[0].source == "adapter_dir"
+
+
+async def test_a_multitask_folder_is_live_with_all_its_tasks(
+    intake: Intake, registry: AdapterRegistry, settings: Settings, adapters: Path
+) -> None:
+    write_multitask(adapters / "tasks", 4, ARCHITECTURE.hidden_size, 3)
+    async with watching(intake, settings):
+        await _until(lambda: _live(registry, "tasks"))
+    async with registry.lease(soft_prompt="tasks#2") as leased:
+        assert (leased.task, leased.num_virtual_tokens) == (2, 4)
 
 
 async def test_the_folder_comes_later(

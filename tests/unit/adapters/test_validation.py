@@ -15,6 +15,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.tuners.multitask_prompt_tuning import (
+    MultitaskPromptEmbedding,
+    MultitaskPromptTuningConfig,
+)
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -32,6 +36,8 @@ from tests.adapter_files import (
     as_files,
     lora_config,
     lora_tensors,
+    multitask_config,
+    multitask_tensors,
     write_files,
     write_lora,
     write_soft_prompt,
@@ -40,13 +46,15 @@ from tests.bad_adapters import (
     BAD_ADAPTERS,
     MAX_ADAPTER_BYTES,
     BadAdapter,
+    good_cpt,
     good_lora,
+    good_multitask,
     good_soft_prompt,
 )
 
 HIDDEN_SIZE, VOCABULARY_SIZE = 64, 500
 PLAIN = settings(deadline=None, derandomize=True, database=None, max_examples=150)
-LIMITS = Limits()
+LIMITS = Limits(max_adapter_bytes=MAX_ADAPTER_BYTES)
 
 
 def _modules() -> dict[str, ModuleShape]:
@@ -90,9 +98,10 @@ def test_bad_adapters(bad: BadAdapter, tmp_path: Path) -> None:
 def test_bad_adapters_are_bad_for_one_reason(tmp_path: Path) -> None:
     """What they are made from is accepted."""
     _validate(_stage(as_files(*good_lora(MODULES)), tmp_path))
-    for file in tmp_path.iterdir():
-        file.unlink()
-    _validate(_stage(as_files(*good_soft_prompt(HIDDEN_SIZE)), tmp_path))
+    for good in (good_soft_prompt, good_multitask, good_cpt):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        _validate(_stage(as_files(*good(HIDDEN_SIZE)), tmp_path))
 
 
 def test_bad_adapters_have_names_of_their_own() -> None:
@@ -115,6 +124,103 @@ def test_a_soft_prompt(tmp_path: Path) -> None:
     version = _validate(write_soft_prompt(tmp_path, 5, HIDDEN_SIZE))
     assert (version.kind, version.num_virtual_tokens) == ("soft_prompt", 5)
     assert (version.rank, version.target_modules, version.base_model) == (None, (), None)
+
+
+def test_cpt(tmp_path: Path) -> None:
+    """What PEFT saves of it are the rows, with all that was learned in them: they are served."""
+    files = as_files(*good_cpt(HIDDEN_SIZE))
+    version = _validate(_stage(files, tmp_path))
+    assert (version.kind, version.num_virtual_tokens) == ("soft_prompt", 3)
+    assert (version.num_tasks, version.task, version.notes) == (None, None, ())
+    assert [(tmp_path / name).read_bytes() for name, _ in files] == [each for _, each in files]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_rows_of_tasks_are_what_peft_makes(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = multitask_tensors(5, HIDDEN_SIZE, 3, 2, dtype=dtype)
+    config = multitask_config(5, HIDDEN_SIZE, 3, 2)
+    version = _validate(write_files(tmp_path, config, tensors))
+    assert (version.kind, version.num_virtual_tokens) == ("soft_prompt", 5)
+    assert (version.num_tasks, version.task) == (3, None)
+    assert version.size_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    by_peft = _peft_rows(config, tensors)
+    assert torch.equal(_served_rows(tmp_path), by_peft)
+    assert by_peft.shape == (3, 5, HIDDEN_SIZE)
+
+
+def test_one_task_alone(tmp_path: Path) -> None:
+    config, tensors = good_multitask(HIDDEN_SIZE)
+    by_peft = _peft_rows(config, tensors)
+    digests = {_validate(write_files(tmp_path / "all", config, tensors)).digest}
+    for task in range(3):
+        folder = write_files(tmp_path / str(task), config, tensors)
+        version = _validate(folder, task=task)
+        assert (version.num_virtual_tokens, version.num_tasks, version.task) == (4, None, task)
+        assert torch.equal(_served_rows(folder), by_peft[task])
+        digests.add(version.digest)
+    assert len(digests) == 4
+    again = write_files(tmp_path / "again", config, tensors)
+    assert _validate(again, task=2).digest in digests
+
+
+def test_a_task_counts_in_the_digest_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_bytes(b"{}")
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"abc")
+    content = (
+        b"adapter_config.json\0\0\0\0\0\0\0\0\2{}adapter_model.safetensors\0\0\0\0\0\0\0\0\3abc"
+        b"task\0\0\0\0\0\0\0\0\x0212"
+    )
+    assert digest_of(tmp_path, 12) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("good", "task", "sentence"),
+    [
+        (lambda: good_lora(MODULES), 0, "only a MULTITASK_PROMPT_TUNING adapter has tasks"),
+        (lambda: good_soft_prompt(HIDDEN_SIZE), 0, "only a MULTITASK_PROMPT_TUNING adapter has"),
+        (lambda: good_cpt(HIDDEN_SIZE), 1, "only a MULTITASK_PROMPT_TUNING adapter has tasks"),
+        (
+            lambda: good_multitask(HIDDEN_SIZE),
+            3,
+            "there is no task 3: the adapter has the tasks 0 ",
+        ),
+    ],
+)
+def test_a_task_that_is_not_there(
+    tmp_path: Path, good: Callable[[], Any], task: int, sentence: str
+) -> None:
+    with pytest.raises(AdapterRejected) as raised:
+        _validate(write_files(tmp_path, *good()), task=task)
+    assert sentence in raised.value.message
+    assert raised.value.param == "task"
+
+
+def test_one_task_of_what_is_too_large_with_all(tmp_path: Path) -> None:
+    num_tasks = 1 + MAX_ADAPTER_BYTES // (256 * HIDDEN_SIZE * 4)
+    config = multitask_config(256, HIDDEN_SIZE, num_tasks, 1)
+    write_files(tmp_path, config, multitask_tensors(256, HIDDEN_SIZE, num_tasks, 1))
+    assert _validate(tmp_path, task=num_tasks - 1).num_virtual_tokens == 256
+
+
+def _served_rows(folder: Path) -> torch.Tensor:
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
+        assert list(weights.keys()) == ["prompt_embeddings"]
+        rows: torch.Tensor = weights.get_tensor("prompt_embeddings")
+    return rows
+
+
+def _peft_rows(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What PEFT's own module makes of the tensors for each task."""
+    names = ("num_virtual_tokens", "num_tasks", "num_ranks", "token_dim")
+    of_peft = MultitaskPromptTuningConfig(
+        **{name: config[name] for name in names}, num_transformer_submodules=1
+    )
+    module = MultitaskPromptEmbedding(of_peft, None)
+    module._load_adapter_state_dict(tensors)
+    indices = torch.arange(config["num_virtual_tokens"])[None]
+    with torch.no_grad():
+        tasks = [module(indices, torch.tensor([task])) for task in range(config["num_tasks"])]
+    return torch.cat(tasks)
 
 
 def test_the_digest_is_of_names_lengths_and_contents(tmp_path: Path) -> None:

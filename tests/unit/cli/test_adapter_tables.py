@@ -227,6 +227,19 @@ def test_one_virtual_token() -> None:
     assert shown[0] == "my-task: soft prompt, 1 virtual token"
 
 
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"tasks": 8}, "soft prompt, 20 virtual tokens, tasks #0 to #7"),
+        ({"tasks": 1}, "soft prompt, 20 virtual tokens, task #0"),
+        ({"task": 3}, "soft prompt, 20 virtual tokens, made of task 3"),
+    ],
+)
+def test_tasks(fields: dict[str, int], shown: str) -> None:
+    lines = _show(adapter("my-task", version(FIRST, **SOFT_PROMPT | fields)))
+    assert lines[0] == f"my-task: {shown}"
+
+
 def test_what_came_with_an_adapter_steers_no_terminal() -> None:
     evil = version(FIRST, base_model="\x1b[2J[bold]echo", source="[/]\x1b]0;x\x07")
     shown = "\n".join(_show(adapter("my-task", evil, rejected="[red]\x1b[31m")))

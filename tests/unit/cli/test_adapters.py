@@ -177,6 +177,12 @@ def test_add_with_force(server: Server, folder: Path) -> None:
     assert ("force", None, b"true") in server.received[1].form
 
 
+def test_add_one_task(server: Server, folder: Path) -> None:
+    server.answers = {"GET": (404, NOT_FOUND), "PUT": (200, adapter("my-task", version(FIRST)))}
+    _run(server, "add", "my-task", folder, "--task", "0")
+    assert ("task", None, b"0") in server.received[1].form
+
+
 def test_add_a_version(server: Server, folder: Path) -> None:
     server.answers = {
         "GET": (200, adapter("my-task", version(FIRST))),
@@ -204,6 +210,7 @@ def test_add_the_same_files(server: Server, folder: Path) -> None:
         ([], {"source": "my-team/my-task"}),
         (["--revision", "v2"], {"source": "my-team/my-task", "revision": "v2"}),
         (["--force"], {"source": "my-team/my-task", "force": True}),
+        (["--task", "0"], {"source": "my-team/my-task", "task": 0}),
     ],
 )
 def test_add_what_the_server_finds(
