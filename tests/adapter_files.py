@@ -139,6 +139,14 @@ def lora_tensors(
     return tensors
 
 
+def untrained(tensors: Tensors) -> Tensors:
+    """A LoRA as training begins: the matrices B are zero."""
+    return {
+        name: 0 * each if name.endswith(("lora_B.weight", "lora_embedding_B")) else each
+        for name, each in tensors.items()
+    }
+
+
 def lora_names(module: str, shape: ModuleShape) -> tuple[str, str]:
     """PEFT's names of the two tensors of a module."""
     prefix = f"base_model.model.{module}"

@@ -5,16 +5,19 @@ it is end-of-sequence. The other half falls on all tokens, low ids more than hig
 decoding echoes the prompt, and random sampling strays from it. Penalties change nothing.
 
 With adapters it echoes their digests first: a completion shows which versions it was made with.
+Only a LoRA whose matrices B are zero changes nothing, as in any model.
 """
 
 import asyncio
 import codecs
 import random
+import re
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
 from app.engine.protocol import (
@@ -28,6 +31,7 @@ from app.engine.protocol import (
 )
 from app.errors import AdapterRejected, EngineDied, EngineStarting, InvalidRequest
 from app.serving.inspection import inspect_distribution
+from softserve.schema.adapters import WEIGHTS_FILE
 from softserve.schema.controls import Sampling
 from softserve.schema.generation import FinishReason
 
@@ -66,6 +70,8 @@ class FakeEngine:
         self._may_start.set()
         self._may_generate = asyncio.Event()
         self._may_generate.set()
+        self._may_score = asyncio.Event()
+        self._may_score.set()
         self._may_load = asyncio.Event()
         self._may_load.set()
         self._started = False
@@ -75,6 +81,7 @@ class FakeEngine:
         self.start_failure: Exception | None = None
         self.num_stops = 0
         self.loaded: dict[str, AdapterFiles] = {}
+        self.without_effect: set[str] = set()
         self.tokenized: list[str] = []
         self.loads: list[str] = []
         self.unloads: list[str] = []
@@ -92,12 +99,15 @@ class FakeEngine:
     def release_start(self) -> None:
         self._may_start.set()
 
-    def hold(self) -> None:
-        """Let no completion go on."""
+    def hold(self, *, scores: bool = True) -> None:
+        """Let no completion go on, and no score come."""
         self._may_generate.clear()
+        if scores:
+            self._may_score.clear()
 
     def release(self) -> None:
         self._may_generate.set()
+        self._may_score.set()
 
     def hold_loads(self) -> None:
         """Let no adapter finish loading."""
@@ -174,6 +184,8 @@ class FakeEngine:
             raise AdapterRejected(self.rejected[adapter.digest])
         assert adapter.folder.is_dir(), "its files are gone"
         self.loaded[adapter.digest] = adapter
+        if not _has_effect(adapter):
+            self.without_effect.add(adapter.digest)
 
     async def unload_adapter(self, adapter: AdapterFiles) -> None:
         running = {digest for prompt in self._running for digest in _adapters_of(prompt)}
@@ -188,8 +200,8 @@ class FakeEngine:
 
     async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
         self._check_loaded(prompt)
-        await self._go_on(0)
-        return next_token_logprobs(_echo(prompt)[0])
+        await self._go_on(0, self._may_score)
+        return next_token_logprobs(self._echo(prompt)[0])
 
     async def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
@@ -198,12 +210,13 @@ class FakeEngine:
         self._check_loaded(prompt)
         self._running.append(prompt)
         self.open.append(name)
-        running = [Completion(prompt, decoding, index) for index in range(decoding.sampling.n)]
+        echo = self._echo(prompt)
+        running = [Completion(prompt, echo, decoding, i) for i in range(decoding.sampling.n)]
         num_chunks = 0
         try:
             while running:
                 for completion in list(running):
-                    await self._go_on(num_chunks)
+                    await self._go_on(num_chunks, self._may_generate)
                     chunk = completion.abort() if self._aborting else completion.step()
                     num_chunks += 1
                     if chunk.finish_reason is not None:
@@ -220,8 +233,16 @@ class FakeEngine:
         for digest in _adapters_of(prompt):
             assert digest in self.loaded, f"{digest} is not loaded"
 
-    async def _go_on(self, num_chunks: int) -> None:
-        await self._may_generate.wait()
+    def _echo(self, prompt: Prompt) -> list[int]:
+        marks = []
+        if prompt.lora is not None and prompt.lora not in self.without_effect:
+            marks.append(adapter_mark(prompt.lora))
+        if prompt.soft_prompt is not None:
+            marks.append(adapter_mark(prompt.soft_prompt, prompt.task))
+        return [*"".join(marks).encode(), *prompt.token_ids]
+
+    async def _go_on(self, num_chunks: int, permission: asyncio.Event) -> None:
+        await permission.wait()
         if self._died:
             raise EngineDied("the engine has died: try again")
         if self._failure is not None and self._failure[0] == num_chunks:
@@ -232,10 +253,10 @@ class FakeEngine:
 class Completion:
     """One completion on its way. Text that may begin a stop string is held back."""
 
-    def __init__(self, prompt: Prompt, decoding: Decoding, index: int) -> None:
+    def __init__(self, prompt: Prompt, echo: list[int], decoding: Decoding, index: int) -> None:
         sampling = decoding.sampling
         self._prompt, self._decoding, self._index = prompt, decoding, index
-        self._echo = _echo(prompt)
+        self._echo = echo
         seed = None if sampling.seed is None else f"{sampling.seed}/{prompt.index}/{index}"
         self._random = random.Random(seed)  # noqa: S311 (it samples tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -333,11 +354,14 @@ def _adapters_of(prompt: Prompt) -> list[str]:
     return [digest for digest in (prompt.lora, prompt.soft_prompt) if digest is not None]
 
 
-def _echo(prompt: Prompt) -> list[int]:
-    marks = [adapter_mark(digest) for digest in (prompt.lora,) if digest is not None]
-    if prompt.soft_prompt is not None:
-        marks.append(adapter_mark(prompt.soft_prompt, prompt.task))
-    return [*"".join(marks).encode(), *prompt.token_ids]
+def _has_effect(adapter: AdapterFiles) -> bool:
+    """Whether a soft prompt, or any matrix B of a LoRA that is not all zero."""
+    tensors = load_file(adapter.folder / WEIGHTS_FILE)
+    return adapter.kind == "soft_prompt" or any(
+        bool(tensor.any())
+        for name, tensor in tensors.items()
+        if re.search("lora_(embedding_)?B", name)
+    )
 
 
 def next_token_logprobs(expected: int) -> NDArray[np.float32]:

@@ -16,9 +16,13 @@ from contextlib import (
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
+from app.adapters.effect import Probe, warning_of
 from app.adapters.multitask import chosen_task
 from app.adapters.residency import Residency
 from app.adapters.version import AdapterVersion
+from app.engine.effect import Effect
 from app.engine.protocol import AdapterFiles, Engine
 from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest
 from app.settings import Settings
@@ -27,6 +31,8 @@ from app.versions.names import Names, Words
 from app.versions.records import Record, Watched
 from app.versions.store import Store
 from softserve.schema.adapters import ADAPTER_FILES, AdapterKind
+
+log = structlog.get_logger(__name__)
 
 FIELDS: dict[AdapterKind, str] = {"lora": "adapter", "soft_prompt": "soft_prompt"}
 WORDS = Words(
@@ -104,8 +110,14 @@ class AdapterRegistry:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         store = Store(store_folder(settings), "adapter", AdapterVersion, ADAPTER_FILES)
         self._residency = Residency(engine, settings.max_loaded_adapters)
+        self._probe = Probe(engine)
         self.names = Names(
-            store, WORDS, settings.adapter_retention, self._hold, self._residency.retire
+            store,
+            WORDS,
+            settings.adapter_retention,
+            self._hold,
+            self._residency.retire,
+            self._measure,
         )
         self._uses: dict[str, _Use] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -171,12 +183,17 @@ class AdapterRegistry:
         """Make a staged, valid version the live one.
 
         Raises:
-            AdapterRejected: the engine cannot load it.
+            AdapterRejected: the engine cannot load it, or cannot compute with it.
             AdapterConflict: the name is live as another kind.
         """
-        return await self.names.publish(
+        record = await self.names.publish(
             name, folder, version, source, kind=version.kind, watched=watched
         )
+        return _told(record)
+
+    async def rollback(self, name: str, version: str | None = None) -> Record:
+        """Make an older version live again. Raises as `Names.rollback` does."""
+        return _told(await self.names.rollback(name, version))
 
     async def remove(self, name: str) -> None:
         """Forget a name: at once for new requests, then wait for its leases, then delete its files.
@@ -226,9 +243,25 @@ class AdapterRegistry:
         folder = self.names.store.folder(version.digest)
         return self._residency.hold(AdapterFiles(version.digest, version.kind, folder))
 
+    async def _measure(self, version: AdapterVersion) -> Effect | None:
+        return await self._probe.measure(version, self.names.store.folder(version.digest))
+
     async def _clear_away(self, use: _Use, digests: Collection[str]) -> None:
         """What follows when a name is removed."""
         await use.idle.wait()
         for digest in digests:
             await self._residency.wait_until_unloaded(digest)
         await self.names.in_thread(self.names.store.collect, digests)
+
+
+def _told(record: Record) -> Record:
+    """The log has what a version that became live changes."""
+    told = log.bind(name=record.name, version=record.live)
+    effect = record.effect
+    if effect is None:
+        told.info("an adapter is live", effect="not measured")
+    elif warning := warning_of(effect):
+        told.warning("an adapter without an effect is live", why=warning)
+    else:
+        told.info("an adapter is live", kl_divergence=effect.kl_divergence)
+    return record

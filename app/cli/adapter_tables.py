@@ -1,4 +1,4 @@
-"""What `softserve adapter list` and `softserve adapter show` print.
+"""What the commands of `softserve adapter` print.
 
 On a terminal the tables fit its width; in a pipe an adapter, or a version, is one line.
 """
@@ -29,7 +29,7 @@ SEVERAL_RETIRED = (
 
 
 def print_adapters(adapters: Sequence[AdapterOut], console: Console | None = None) -> None:
-    """The answer of `GET /adapters`: a row an adapter, then the reasons of those rejected."""
+    """The answer of `GET /adapters`: a row an adapter, then what to know of some of them."""
     console = console or stdout()
     if not adapters:
         console.print(NO_ADAPTERS)
@@ -38,9 +38,9 @@ def print_adapters(adapters: Sequence[AdapterOut], console: Console | None = Non
     if _natural_width(table, console) > console.width:
         table = _list(adapters, stacked=True)
     console.print(table)
-    for reason in _why_not(adapters):
+    for sentence in (*_why_not(adapters), *_warnings(adapters)):
         console.print()
-        console.print(_plain(reason))
+        console.print(_plain(sentence))
 
 
 def print_adapter(adapter: AdapterOut, console: Console | None = None) -> None:
@@ -51,8 +51,8 @@ def print_adapter(adapter: AdapterOut, console: Console | None = None) -> None:
         modules = f" on {', '.join(version.target_modules)}" if version.target_modules else ""
         console.print(_plain(f"{adapter.name}: {kind_of(version)}{modules}"))
         console.print(_plain(f"base model: {version.base_model or 'not declared'}"))
-        for note in notes_of(adapter):
-            console.print(_plain(note))
+        for line in facts_of(adapter):
+            console.print(_plain(line))
         console.print()
         console.print(_versions(adapter))
     for reason in _why_not([adapter]):
@@ -67,10 +67,12 @@ def shown_version(adapter: AdapterOut) -> VersionOut | None:
     return next(live, adapter.versions[0] if adapter.versions else None)
 
 
-def notes_of(adapter: AdapterOut) -> list[str]:
-    """In what the shown version is served otherwise than its files say, a line each."""
+def facts_of(adapter: AdapterOut) -> list[str]:
+    """What the shown version changes, and in what it is served otherwise than its files say."""
     version = shown_version(adapter)
-    return [] if version is None else [f"note: {note}" for note in version.notes]
+    if version is None:
+        return []
+    return [_effect(version), *(f"note: {note}" for note in version.notes)]
 
 
 def kind_of(version: VersionOut | CheckedAdapter) -> str:
@@ -89,12 +91,26 @@ def _tasks(version: VersionOut | CheckedAdapter) -> str:
     return f", tasks #0 to #{version.tasks - 1}" if version.tasks > 1 else ", task #0"
 
 
+def _effect(version: VersionOut) -> str:
+    if version.warning is not None:
+        return f"warning: {version.warning}"
+    if version.effect is None:
+        return "effect: not measured; add it again to have it measured"
+    return f"effect: a KL divergence of {_kl_divergence(version)} nats on the probe prompt"
+
+
+def _kl_divergence(version: VersionOut) -> str:
+    """Three digits of it, where it was measured."""
+    return "" if version.effect is None else f"{version.effect.kl_divergence:.3g}"
+
+
 def _list(adapters: Sequence[AdapterOut], *, stacked: bool) -> Table:
-    """Stacked, the kind stands below the name."""
+    """Stacked, the kind and the KL divergence stand below the name."""
     table = _table()
     table.add_column("name", overflow="fold")
     if not stacked:
         table.add_column("kind")
+        table.add_column("KL", justify="right", no_wrap=True)
     table.add_column("live", no_wrap=True)
     table.add_column("versions", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
@@ -102,9 +118,9 @@ def _list(adapters: Sequence[AdapterOut], *, stacked: bool) -> Table:
     table.add_column("requests", justify="right", no_wrap=True)
     for adapter in adapters:
         version = shown_version(adapter)
-        kind = "" if version is None else kind_of(version)
+        about = ("", "") if version is None else (kind_of(version), _kl_divergence(version))
         table.add_row(
-            *([_stacked(adapter.name, kind)] if stacked else [adapter.name, kind]),
+            *([_stacked(adapter.name, *about)] if stacked else [adapter.name, *about]),
             "not served" if adapter.live is None else short(adapter.live),
             f"{len(adapter.versions)}",
             "" if version is None else _size(version),
@@ -115,9 +131,9 @@ def _list(adapters: Sequence[AdapterOut], *, stacked: bool) -> Table:
     return table
 
 
-def _stacked(name: str, kind: str) -> Group:
-    below = [Padding(kind, (0, 0, 0, 2))] if kind else []
-    return Group(name, *below)
+def _stacked(name: str, kind: str, kl_divergence: str) -> Group:
+    below = [kind, kl_divergence and f"KL {kl_divergence}"]
+    return Group(name, *(Padding(line, (0, 0, 0, 2)) for line in below if line))
 
 
 def _versions(adapter: AdapterOut) -> Table:
@@ -127,6 +143,7 @@ def _versions(adapter: AdapterOut) -> Table:
     table.add_column("loaded", justify="center", no_wrap=True)
     table.add_column("created")
     table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("KL", justify="right", no_wrap=True)
     table.add_column("requests", justify="right", no_wrap=True)
     table.add_column("source", overflow="fold")
     for version in adapter.versions:
@@ -136,6 +153,7 @@ def _versions(adapter: AdapterOut) -> Table:
             _mark(version.loaded),
             f"{version.created_at.astimezone():%Y-%m-%d %H:%M}",
             _size(version),
+            _kl_divergence(version),
             f"{version.requests:,}",
             _plain(version.source),
         )
@@ -151,6 +169,16 @@ def _why_not(adapters: Sequence[AdapterOut]) -> list[str]:
     return [_sentence(those, reason) for reason, those in names.items()]
 
 
+def _warnings(adapters: Sequence[AdapterOut]) -> list[str]:
+    """What to look into before they are used: a sentence a warning."""
+    names: dict[str, list[str]] = {}
+    for adapter in adapters:
+        version = shown_version(adapter)
+        if version is not None and version.warning is not None:
+            names.setdefault(version.warning, []).append(adapter.name)
+    return [f"warning of {_joined(those)}: {warning}" for warning, those in names.items()]
+
+
 def _reason(adapter: AdapterOut) -> str | None:
     if adapter.rejected is not None:
         served = "" if adapter.live is None else f" ({short(adapter.live)} is served)"
@@ -159,11 +187,15 @@ def _reason(adapter: AdapterOut) -> str | None:
 
 
 def _sentence(names: Sequence[str], reason: str) -> str:
-    *others, last = names
-    if not others:
-        return f"{last} is {reason.replace('NAME', last) if reason == RETIRED else reason}"
+    if len(names) == 1:
+        return f"{names[0]} is {reason.replace('NAME', names[0]) if reason == RETIRED else reason}"
     reason = SEVERAL_RETIRED if reason == RETIRED else reason
-    return f"{', '.join(others)} and {last} are {reason}"
+    return f"{_joined(names)} are {reason}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _natural_width(table: Table, console: Console) -> int:

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.status import Status
 from typer.core import TyperGroup
 
-from app.cli.adapter_tables import kind_of, notes_of, print_adapter, print_adapters, shown_version
+from app.cli.adapter_tables import facts_of, kind_of, print_adapter, print_adapters, shown_version
 from app.cli.connection import DEFAULT_URL, AdminKey, Family, Url, Version, connected
 from app.cli.console import fail, missing_package
 from app.cli.late import LateCommand
@@ -112,7 +112,7 @@ def add(
             after = _upload(client, path, files, force=force, task=task)
         else:
             after = _name_source(client, path, source, revision, force=force, task=task)
-    typer.echo("\n".join([_added(before, after), *notes_of(after)]))
+    typer.echo("\n".join([_added(before, after), *facts_of(after)]))
 
 
 @cli.command()
@@ -124,7 +124,7 @@ def rollback(
         before = _find(client, name)
         with _status("the server loads it"):
             after = client.send(ADAPTERS.rollback(name, version))
-    typer.echo(_rolled_back(before, after))
+    typer.echo("\n".join([_rolled_back(before, after), *facts_of(after)]))
 
 
 @cli.command()

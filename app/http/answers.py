@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from app.adapters.effect import warning_of
 from app.adapters.registry import AdapterRegistry, Adapters, ResolvedAdapter
+from app.engine.effect import Effect
 from app.serving.generation import FewShotPrompt, FewShotPrompts
 from app.templates.labels import LabelScore
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
 from app.versions.records import Entry, Record
-from softserve.schema.adapters import AdapterOut, VersionOut
+from softserve.schema.adapters import AdapterOut, EffectOut, VersionOut
 from softserve.schema.generation import AdapterUsed
 from softserve.schema.icl import (
     ExampleUsed,
@@ -61,8 +63,16 @@ def _version_out(
         tasks=version.num_tasks,
         task=version.task,
         notes=list(version.notes),
+        effect=_effect_out(entry.effect),
+        warning=warning_of(entry.effect),
         requests=num_requests,
     )
+
+
+def _effect_out(effect: Effect | None) -> EffectOut | None:
+    if effect is None:
+        return None
+    return EffectOut(kl_divergence=effect.kl_divergence, changed=effect.changed)
 
 
 def template_summary(templates: TemplateRegistry, record: Record) -> TemplateSummary:

@@ -7,7 +7,7 @@ flip. Whatever fails on the way leaves it where it was.
 import asyncio
 import difflib
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
+from app.engine.effect import Effect
 from app.errors import InvalidRequest, SoftserveError
 from app.versions.disk import in_thread, telling_disk_failures
 from app.versions.records import (
@@ -25,6 +26,7 @@ from app.versions.records import (
     claimed,
     find_version,
     folder_gone,
+    measured,
     older_version,
     published,
     removed,
@@ -55,8 +57,8 @@ class Names(Generic[V]):
     Changes of one name happen one after the other, changes of different names at the same time.
     A caller that is cancelled leaves either the old or the new state.
 
-    `ready` holds a version ready to be used while it becomes live; `let_go` hears of every version
-    that is not live any more.
+    `ready` holds a version ready to be used while it becomes live, and `measure` tells meanwhile
+    what it changes; `let_go` hears of every version that is not live any more.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class Names(Generic[V]):
         retention: int,
         ready: Callable[[V], AbstractAsyncContextManager[object]],
         let_go: Callable[[str], object],
+        measure: Callable[[V], Awaitable[Effect | None]] | None = None,
     ) -> None:
         self.store = store
         self.words = words
         self._retention = retention
         self._ready = ready
         self._let_go = let_go
+        self._measure = measure
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -140,16 +144,19 @@ class Names(Generic[V]):
         """Make a staged, valid version the live one. `watched` is given by who watches folders.
 
         A version that is live already stays as it is. Raises a conflict where the name is live as
-        another kind, and whatever `ready` raises.
+        another kind, and whatever `ready` and `measure` raise.
         """
         async with self.changing(name, version.digest) as record:
             if record.live == version.digest:
-                return await self._save(claimed(record, source, watched))
+                async with self._ready(version):
+                    claim = claimed(record, source, watched)
+                    return await self._save(await self._with_effect(claim, version))
             if record.live is not None and record.kind != kind:
                 self._refuse_kind(record, kind)
             await self.in_thread(self.store.add, folder, version)
             async with self._ready(version):
-                entry = Entry(version.digest, datetime.now(UTC), source)
+                effect = await self._effect(version)
+                entry = Entry(version.digest, datetime.now(UTC), source, effect)
                 return await self._save(
                     published(
                         record,
@@ -169,7 +176,7 @@ class Names(Generic[V]):
         digest, or at least six of its first digits) it may also go forward.
 
         Raises that there is no such name or version, that there is nothing older, and whatever
-        `ready` raises.
+        `ready` and `measure` raise.
         """
         async with self.changing(name):
             record = self.find(name, "name")
@@ -180,8 +187,10 @@ class Names(Generic[V]):
                 digest = find_version(record, version, not_found)
             if digest == record.live:
                 return record
-            async with self._ready(self.store.version(digest)):
-                return await self._save(rolled_back(record, digest))
+            target = self.store.version(digest)
+            async with self._ready(target):
+                back = rolled_back(record, digest)
+                return await self._save(await self._with_effect(back, target))
 
     async def remove(self, name: str) -> Record:
         """Forget a name with its versions; what it was. Raises that there is none."""
@@ -235,6 +244,15 @@ class Names(Generic[V]):
                     yield record
             finally:
                 await self._clear({*record.digests, *added})
+
+    async def _with_effect(self, record: Record, live: V) -> Record:
+        """What its live version changes is on record, unless it became live before that was."""
+        if record.effect is not None:
+            return record
+        return measured(record, await self._effect(live))
+
+    async def _effect(self, version: V) -> Effect | None:
+        return None if self._measure is None else await self._measure(version)
 
     async def _save(self, record: Record) -> Record:
         """Flip: the store keeps the record on disk first, then in memory."""

@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
+from app.engine.effect import Effect
 from app.errors import SoftserveError
 from softserve.schema.fields import SHOWN_DIGITS
 
@@ -23,11 +25,12 @@ Refusal = Callable[[str], SoftserveError]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A version in the history of a name."""
+    """A version in the history of a name; `effect` is None where it was not measured."""
 
     digest: str
     created_at: datetime
     source: str
+    effect: Effect | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,12 @@ class Record:
     @property
     def digests(self) -> tuple[str, ...]:
         return tuple(entry.digest for entry in self.history)
+
+    @property
+    def effect(self) -> Effect | None:
+        """That of the live version, if it is known."""
+        live = (entry.effect for entry in self.history if entry.digest == self.live)
+        return next(live, None)
 
     @property
     def rejected(self) -> str | None:
@@ -100,13 +109,14 @@ def published(
 
 def claimed(record: Record, source: str, watched: Watched | None) -> Record:
     """The live version is published again: once an operator did, it outlasts the watched folder."""
-    history = record.history
     if source not in WATCHED_FOLDERS:
-        history = tuple(
-            replace(entry, source=source) if entry.digest == record.live else entry
-            for entry in history
-        )
-    return replace(record, history=history, watched=watched or record.watched)
+        record = _with_live(record, source=source)
+    return replace(record, watched=watched or record.watched)
+
+
+def measured(record: Record, effect: Effect | None) -> Record:
+    """The effect of the live version is known."""
+    return _with_live(record, effect=effect)
 
 
 def rolled_back(record: Record, digest: str) -> Record:
@@ -176,6 +186,14 @@ def find_version(record: Record, prefix: str, refusal: Refusal) -> str:
         if found
         else f"{record.name} has no version {prefix[:SHOWN_DIGITS]}: {_versions_of(record)}"
     )
+
+
+def _with_live(record: Record, **changes: Any) -> Record:
+    history = tuple(
+        replace(entry, **changes) if entry.digest == record.live else entry
+        for entry in record.history
+    )
+    return replace(record, history=history)
 
 
 def _live_first(record: Record) -> tuple[Entry, ...]:

@@ -36,6 +36,21 @@ class AdapterSource(Body):
     task: Task | None = Field(None, description=TASK_AT_UPLOAD, examples=[None])
 
 
+class EffectOut(BaseModel):
+    """What a version changed when it became live, on a short prompt that is always the same."""
+
+    kl_divergence: float = Field(
+        description="How far the distribution of the next token moved: KL(base || adapted), in "
+        "nats. 0 is not at all.",
+        examples=[0.173],
+    )
+    changed: bool = Field(
+        description="Whether anything changed at all, beyond what differs between two askings of "
+        "the base model.",
+        examples=[True],
+    )
+
+
 class VersionOut(VersionFields):
     """One version of an adapter."""
 
@@ -66,6 +81,18 @@ class VersionOut(VersionFields):
         description="In what it is served otherwise than its files say, which is as PEFT would "
         "load them.",
         examples=[[]],
+    )
+    effect: EffectOut | None = Field(
+        None,
+        description="What it changed when it became live; null where that was not measured: by an "
+        "older server, or because the engine was too busy.",
+        examples=[{"kl_divergence": 0.173, "changed": True}],
+    )
+    warning: str | None = Field(
+        None,
+        description="What to look into before it is used, as that it has no effect; null where "
+        "there is nothing.",
+        examples=[None],
     )
     requests: int = Field(
         description="Requests that it served since the server started.", examples=[17]

@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from fastapi import FastAPI
 
+from app.adapters.effect import PROBE_TEXT
 from app.errors import SoftserveError
 from app.http.application import create_app
 from app.serving.admission import Admission
 from app.serving.lifecycle import Lifecycle
 from app.settings import Settings
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, next_token_logprobs
 
 TIMEOUT_SECONDS = 20.0
+
+_BASE = next_token_logprobs(ord(PROBE_TEXT[0])).astype(float)
+_ADAPTED = next_token_logprobs(ord("<")).astype(float)
+# Of every adapter that has an effect: it has the fake engine begin with its mark.
+PROBE_KL_DIVERGENCE = float(np.sum(np.exp(_BASE) * (_BASE - _ADAPTED)))
 
 
 class Served:

@@ -29,6 +29,7 @@ from tests.adapter_files import (
     write_multitask,
 )
 from tests.api.support import (
+    PROBE_KL_DIVERGENCE,
     Served,
     client_of,
     error_of,
@@ -134,6 +135,8 @@ async def test_an_upload(served: Served) -> None:
         "tasks": None,
         "task": None,
         "notes": [],
+        "effect": {"kl_divergence": pytest.approx(PROBE_KL_DIVERGENCE), "changed": True},
+        "warning": None,
         "requests": 0,
     }
     assert {name: answer[name] for name in ("name", "kind", "rejected", "requests")} == {
@@ -738,7 +741,7 @@ async def test_a_stream_ends_on_the_version_it_began_with(
     served: Served, engine: FakeEngine
 ) -> None:
     first = await added(served, "my-task", lora(1))
-    engine.hold()
+    engine.hold(scores=False)
     running = asyncio.create_task(served.generate("hi", adapter="my-task", stream=True))
     await until(lambda: len(engine.open) == 1)
     second = await added(served, "my-task", lora(2))

@@ -47,9 +47,9 @@ class SlowEngine(FakeEngine):
         self._clock.seconds += 5.0
         return await super().tokenize(text, add_special_tokens=add_special_tokens)
 
-    async def _go_on(self, num_chunks: int) -> None:
+    async def _go_on(self, num_chunks: int, permission: asyncio.Event) -> None:
         self._clock.seconds += 0.25
-        await super()._go_on(num_chunks)
+        await super()._go_on(num_chunks, permission)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Adapters as PEFT saves them, on the default model, and what PEFT itself generates with them."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,7 @@ class PeftReference:
     ) -> list[int]:
         """The new token ids of greedy decoding."""
         token_ids = self.tokenizer(prompt, return_tensors="pt").input_ids
-        embeddings = self._embed(token_ids)
-        if soft_prompt is not None:
-            saved = load_file(self.path(soft_prompt) / "adapter_model.safetensors")
-            embeddings = torch.cat([saved["prompt_embeddings"][None], embeddings], dim=1)
+        embeddings = self._embeddings(token_ids, soft_prompt)
         options = {
             "inputs_embeds": embeddings,
             "attention_mask": torch.ones(embeddings.shape[:2], dtype=torch.long),
@@ -123,12 +120,33 @@ class PeftReference:
             "max_new_tokens": max_new_tokens,
             "logits_processor": [_PenalizeText(token_ids, repetition_penalty)],
         }
-        if adapter is not None:
-            self._model.set_adapter(adapter)
-        with nullcontext() if adapter else self._model.disable_adapter(), torch.inference_mode():
+        with self._adapted(adapter):
             output = self._model.generate(**options)
         new_token_ids: list[int] = output[0].tolist()
         return new_token_ids
+
+    def next_token_logprobs(
+        self, prompt: str, *, adapter: str | None = None, soft_prompt: str | None = None
+    ) -> torch.Tensor:
+        """Of the token after a prompt, in FP64 from the FP32 logits."""
+        token_ids = self.tokenizer(prompt, return_tensors="pt").input_ids
+        with self._adapted(adapter):
+            logits = self._model(inputs_embeds=self._embeddings(token_ids, soft_prompt)).logits
+        return logits[0, -1].double().log_softmax(dim=-1)
+
+    def _embeddings(self, token_ids: torch.Tensor, soft_prompt: str | None) -> torch.Tensor:
+        embeddings: torch.Tensor = self._embed(token_ids)
+        if soft_prompt is None:
+            return embeddings
+        saved = load_file(self.path(soft_prompt) / "adapter_model.safetensors")
+        return torch.cat([saved["prompt_embeddings"][None], embeddings], dim=1)
+
+    @contextmanager
+    def _adapted(self, adapter: str | None) -> Iterator[None]:
+        if adapter is not None:
+            self._model.set_adapter(adapter)
+        with nullcontext() if adapter else self._model.disable_adapter(), torch.inference_mode():
+            yield
 
 
 class _PenalizeText(LogitsProcessor):  # type: ignore[misc]

@@ -107,7 +107,7 @@ async def roll_back(
 ) -> AdapterOut:
     service.check_serving()
     version = None if body is None else body.version
-    return adapter_out(adapters, await adapters.names.rollback(name, version))
+    return adapter_out(adapters, await adapters.rollback(name, version))
 
 
 @router.delete(

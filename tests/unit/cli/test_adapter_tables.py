@@ -25,6 +25,7 @@ def version(digest: str, **fields: Any) -> dict[str, Any]:
         "source": "upload",
         "size_bytes": 1_846_240,
         "virtual_tokens": None,
+        "effect": {"kl_divergence": 0.17251, "changed": True},
         "requests": 17,
         **LORA,
         **fields,
@@ -51,6 +52,11 @@ SOFT_PROMPT: dict[str, Any] = {
     "virtual_tokens": 20,
     "size_bytes": 46_168,
 }
+WITHOUT_EFFECT: dict[str, Any] = {
+    "effect": {"kl_divergence": 0.0, "changed": False},
+    "warning": "it changes nothing: check it",
+}
+EFFECT = "effect: a KL divergence of 0.173 nats on the probe prompt"
 ADAPTERS = [
     adapter("legal-summary", kind=None, rejected="its rank is 64 and the limit is 32: lower it"),
     adapter("support-intent-lora", version(SECOND), version(FIRST, live=False, loaded=False)),
@@ -86,18 +92,18 @@ def _an_hour_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 WIDE = f"""\
-name                  kind                           live         versions    size loaded requests
-{"─" * 98}
-legal-summary                                        not served          0           ·           0
-support-intent-lora   LoRA, rank 8                   60303ae22b99        2  1.8 MB   ✓          34
-support-intent-prompt soft prompt, 20 virtual tokens 9f86d081884c        1 46.2 kB   ·       1,234
+name                  kind                              KL live         versions    size loaded requests
+{"─" * 104}
+legal-summary                                              not served          0           ·           0
+support-intent-lora   LoRA, rank 8                   0.173 60303ae22b99        2  1.8 MB   ✓          34
+support-intent-prompt soft prompt, 20 virtual tokens 0.173 9f86d081884c        1 46.2 kB   ·       1,234
 
 legal-summary is rejected: its rank is 64 and the limit is 32: lower it
-"""
+"""  # noqa: E501 (a wide terminal)
 
 
 def test_a_list() -> None:
-    assert _list(*ADAPTERS, width=98) == WIDE.splitlines()
+    assert _list(*ADAPTERS, width=104) == WIDE.splitlines()
 
 
 def test_a_list_at_80_columns() -> None:
@@ -108,8 +114,10 @@ def test_a_list_at_80_columns() -> None:
         "legal-summary                    not served          0           ·           0",
         "support-intent-lora              60303ae22b99        2  1.8 MB   ✓          34",
         "  LoRA, rank 8",
+        "  KL 0.173",
         "support-intent-prompt            9f86d081884c        1 46.2 kB   ·       1,234",
         "  soft prompt, 20 virtual tokens",
+        "  KL 0.173",
         "",
         "legal-summary is rejected: its rank is 64 and the limit is 32: lower it",
     ]
@@ -123,11 +131,13 @@ def test_a_list_on_a_narrow_terminal() -> None:
         "support-intent 60303ae22b99        2  1.8 MB   ✓          34",
         "-lora",
         "  LoRA, rank 8",
+        "  KL 0.173",
         "support-intent 9f86d081884c        1 46.2 kB   ·       1,234",
         "-prompt",
         "  soft prompt,",
         "  20 virtual",
         "  tokens",
+        "  KL 0.173",
     ]
 
 
@@ -151,14 +161,15 @@ def test_no_adapters() -> None:
 
 def test_the_versions_of_an_adapter() -> None:
     older = version(FIRST, live=False, loaded=False, requests=0, source="my-team/task@0f3b")
-    assert _show(adapter("my-task", version(SECOND), older)) == [
+    assert _show(adapter("my-task", version(SECOND), older), 81) == [
         "my-task: LoRA, rank 8 on q_proj, v_proj",
         "base model: echo",
+        EFFECT,
         "",
-        "version      live loaded created            size requests source",
-        "─" * 75,
-        "60303ae22b99  ✓     ✓    2026-11-24 10:30 1.8 MB       17 upload",
-        "9f86d081884c  ·     ·    2026-11-24 10:30 1.8 MB        0 my-team/task@0f3b",
+        "version      live loaded created            size    KL requests source",
+        "─" * 81,
+        "60303ae22b99  ✓     ✓    2026-11-24 10:30 1.8 MB 0.173       17 upload",
+        "9f86d081884c  ·     ·    2026-11-24 10:30 1.8 MB 0.173        0 my-team/task@0f3b",
     ]
 
 
@@ -174,7 +185,7 @@ def test_a_long_source_breaks() -> None:
     source = f"my-team/my-task-lora@{'0f3b' * 10}"
     lines = _show(adapter("my-task", version(FIRST, source=source)), 80)
     assert all(len(line) <= 80 for line in lines)
-    assert "".join(line.split()[-1] for line in lines[5:]) == source
+    assert "".join(line.split()[-1] for line in lines[6:]) == source
 
 
 def test_what_is_shown_is_of_the_live_version() -> None:
@@ -252,4 +263,29 @@ def test_what_came_with_an_adapter_steers_no_terminal() -> None:
 def test_what_is_noted_of_a_version() -> None:
     shown = _show(adapter("noted", version(FIRST, notes=["'lm_head' is a copy: it is left out"])))
 
-    assert shown[2] == "note: 'lm_head' is a copy: it is left out"
+    assert shown[2:4] == [EFFECT, "note: 'lm_head' is a copy: it is left out"]
+
+
+def test_what_has_no_effect() -> None:
+    versions = version(SECOND, **WITHOUT_EFFECT), version(FIRST, live=False)
+    shown = _show(adapter("idle", *versions))
+
+    assert shown[2] == "warning: it changes nothing: check it"
+    assert [line.split()[7] for line in shown[6:]] == ["0", "0.173"]
+
+
+def test_warnings_of_several_are_told_once() -> None:
+    names = ("a", "b", "c")
+    idle = [adapter(name, version(FIRST, **WITHOUT_EFFECT)) for name in names]
+
+    assert _list(*idle, adapter("d", version(SECOND)), width=200)[-2:] == [
+        "",
+        "warning of a, b and c: it changes nothing: check it",
+    ]
+
+
+def test_what_was_not_measured() -> None:
+    shown = adapter("old", version(FIRST, effect=None))
+
+    assert _show(shown)[2] == "effect: not measured; add it again to have it measured"
+    assert _list(shown, width=60)[3] == "  LoRA, rank 8"

@@ -15,7 +15,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli.main import cli
-from tests.unit.cli.test_adapter_tables import FIRST, SECOND, SOFT_PROMPT, adapter, version
+from tests.unit.cli.test_adapter_tables import (
+    EFFECT,
+    FIRST,
+    SECOND,
+    SOFT_PROMPT,
+    WITHOUT_EFFECT,
+    adapter,
+    version,
+)
 
 CONFIG, WEIGHTS = b'{"peft_type": "LORA"}', bytes(range(256)) * 8
 KEPT_BYTES = 1 << 20
@@ -129,7 +137,7 @@ def test_list(server: Server) -> None:
     result = _run(server, "list")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[2].split() == [
-        "my-task", "LoRA,", "rank", "8", "9f86d081884c", "1", "1.8", "MB", "✓", "17",
+        "my-task", "LoRA,", "rank", "8", "0.173", "9f86d081884c", "1", "1.8", "MB", "✓", "17",
     ]  # fmt: skip
     assert server.calls == ["GET /adapters"]
 
@@ -148,14 +156,35 @@ def test_what_is_noted_is_said(server: Server, folder: Path) -> None:
 
     result = _run(server, "add", "my-task", folder)
 
-    assert result.stdout.splitlines()[1:] == ["note: its lm_head is a copy"]
+    assert result.stdout.splitlines()[1:] == [EFFECT, "note: its lm_head is a copy"]
+
+
+@pytest.mark.parametrize("command", ["add", "rollback"])
+def test_a_warning_is_said(server: Server, folder: Path, command: str) -> None:
+    warned = adapter("my-task", version(FIRST, **WITHOUT_EFFECT))
+    server.answers = {"GET": (404, NOT_FOUND), "PUT": (200, warned), "POST": (200, warned)}
+
+    result = _run(server, command, "my-task", *([folder] if command == "add" else []))
+
+    assert result.stdout.splitlines()[1:] == ["warning: it changes nothing: check it"]
+
+
+def test_an_effect_that_is_not_known(server: Server, folder: Path) -> None:
+    unmeasured = adapter("my-task", version(FIRST, effect=None))
+    server.answers = {"GET": (404, NOT_FOUND), "PUT": (200, unmeasured)}
+
+    result = _run(server, "add", "my-task", folder)
+
+    assert result.stdout.splitlines()[1:] == [
+        "effect: not measured; add it again to have it measured"
+    ]
 
 
 def test_add_a_folder(server: Server, folder: Path) -> None:
     server.answers = {"GET": (404, NOT_FOUND), "PUT": (200, adapter("my-task", version(FIRST)))}
     result = _run(server, "add", "my-task", folder)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == "my-task is live: LoRA, rank 8, version 9f86d081884c.\n"
+    assert result.stdout == f"my-task is live: LoRA, rank 8, version 9f86d081884c.\n{EFFECT}\n"
     assert server.calls == ["GET /adapters/my-task", "PUT /adapters/my-task"]
     assert server.received[1].form == [
         ("file", "adapter_config.json", CONFIG),
@@ -191,7 +220,7 @@ def test_add_a_version(server: Server, folder: Path) -> None:
     assert _run(server, "add", "my-task", folder).stdout == (
         "my-task is live: LoRA, rank 8, version 60303ae22b99.\n"
         "It replaced version 9f86d081884c: `softserve adapter rollback my-task` goes back to "
-        "that.\n"
+        f"that.\n{EFFECT}\n"
     )
 
 
@@ -200,7 +229,7 @@ def test_add_the_same_files(server: Server, folder: Path) -> None:
     server.answers = {"GET": (200, same), "PUT": (200, same)}
     assert _run(server, "add", "my-task", folder).stdout == (
         "my-task is live: soft prompt, 20 virtual tokens, version 9f86d081884c, as it was: it has "
-        "the same files.\n"
+        f"the same files.\n{EFFECT}\n"
     )
 
 
@@ -244,7 +273,7 @@ def test_add_shows_its_progress_on_a_terminal(server: Server, folder: Path) -> N
     bars, checking = shown.split("the server checks and loads it", 1)
     assert re.search(r"adapter_model\.safetensors ━+ 2\.0/2\.0 kB", bars)
     assert "━" not in checking
-    assert result.stdout == "my-task is live: LoRA, rank 8, version 9f86d081884c.\n"
+    assert result.stdout == f"my-task is live: LoRA, rank 8, version 9f86d081884c.\n{EFFECT}\n"
 
 
 @pytest.mark.parametrize(
@@ -313,7 +342,7 @@ def test_rollback(server: Server, options: list[str], body: dict[str, str]) -> N
         0,
         (
             "my-task is live: LoRA, rank 8, version 9f86d081884c, in place of version "
-            "60303ae22b99.\n"
+            f"60303ae22b99.\n{EFFECT}\n"
         ),
     )
     assert server.calls == ["GET /adapters/my-task", "POST /adapters/my-task/rollback"]
@@ -326,7 +355,7 @@ def test_rollback_of_a_retired_name(server: Server) -> None:
         "POST": (200, adapter("my-task", version(FIRST))),
     }
     assert _run(server, "rollback", "my-task").stdout == (
-        "my-task is live: LoRA, rank 8, version 9f86d081884c.\n"
+        f"my-task is live: LoRA, rank 8, version 9f86d081884c.\n{EFFECT}\n"
     )
 
 
@@ -334,7 +363,7 @@ def test_rollback_to_the_live_version(server: Server) -> None:
     same = adapter("my-task", version(FIRST))
     server.answers = {"GET": (200, same), "POST": (200, same)}
     assert _run(server, "rollback", "my-task", "--version", "9f86d0").stdout == (
-        "my-task is live: LoRA, rank 8, version 9f86d081884c, as it was.\n"
+        f"my-task is live: LoRA, rank 8, version 9f86d081884c, as it was.\n{EFFECT}\n"
     )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from app.engine.effect import Effect
 from app.errors import AdapterConflict, AdapterNotFound
 from app.versions.records import (
     Entry,
@@ -15,6 +16,7 @@ from app.versions.records import (
     claimed,
     find_version,
     folder_gone,
+    measured,
     older_version,
     published,
     removed,
@@ -68,6 +70,27 @@ def shown(record: Record) -> str:
     """The versions from new to old, with the live one in brackets."""
     letters = [chr(int(each, 16)) for each in record.digests]
     return "".join(f"[{letter}]" if digest(letter) == record.live else letter for letter in letters)
+
+
+# What a version changes.
+
+
+EFFECT = Effect(0.25, changed=True)
+
+
+def test_the_effect_is_that_of_the_live_version() -> None:
+    record = measured(named("ab"), EFFECT)
+    assert [entry.effect for entry in record.history] == [EFFECT, None]
+    assert record.effect == EFFECT
+    assert back(record).effect is None
+    assert replace(record, live=None).effect is None
+
+
+def test_the_effect_stays_with_its_version() -> None:
+    record = publish(measured(named("a"), EFFECT), "b")
+    assert record.effect is None
+    assert back(record).effect == EFFECT
+    assert claimed(back(record), "upload", None).effect == EFFECT
 
 
 # Publishing.

@@ -1,5 +1,6 @@
 """What is on disk is whole, whatever happened, and only what is pointed to stays."""
 
+import json
 import os
 import random
 import shutil
@@ -14,14 +15,15 @@ from pathlib import Path
 import pytest
 
 from app.adapters.version import AdapterVersion
+from app.engine.effect import Effect
 from app.errors import StartError
 from app.settings import Settings
 from app.versions import store as store_module
 from app.versions.location import store_folder
-from app.versions.records import Entry, Record, Watched
+from app.versions.records import Entry, Record, Watched, measured
 from app.versions.store import Store
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
-from tests.staged_versions import a_version, adapter_store, stage
+from tests.staged_versions import a_version, adapter_store, stage, text_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -68,7 +70,24 @@ def test_what_was_saved_is_there_again(store: Store[AdapterVersion]) -> None:
     again = _reopened(store)
     assert again.records == {"a": record}
     assert (again.version(new.digest), again.version(old.digest)) == (new, old)
-    assert (again.folder(new.digest) / WEIGHTS_FILE).read_text() == "new"
+    assert text_of(again.folder(new.digest)) == "new"
+
+
+def test_an_effect_is_kept(store: Store[AdapterVersion]) -> None:
+    effect = Effect(0.1 + 0.2, changed=True)
+    new, old = _add(store, "new"), _add(store, "old")
+    store.save(measured(_record("a", new, old), effect))
+    assert [entry.effect for entry in _reopened(store).records["a"].history] == [effect, None]
+
+
+def test_a_record_of_an_older_server_has_no_effects(store: Store[AdapterVersion]) -> None:
+    record = _record("a", _add(store, "a"))
+    store.save(measured(record, Effect(0.5, changed=True)))
+    file = store._folder / "names" / "a.json"
+    saved = json.loads(file.read_bytes())
+    del saved["history"][0]["effect"]
+    file.write_text(json.dumps(saved))
+    assert _reopened(store).records == {"a": record}
 
 
 def test_a_version_is_private_and_never_written_again(store: Store[AdapterVersion]) -> None:
@@ -86,7 +105,7 @@ def test_a_version_that_was_damaged_meanwhile_is_replaced(store: Store[AdapterVe
     version = _add(store, "a")
     (store.folder(version.digest) / WEIGHTS_FILE).unlink()
     _add(store, "a")
-    assert (store.folder(version.digest) / WEIGHTS_FILE).read_text() == "a"
+    assert text_of(store.folder(version.digest)) == "a"
 
 
 def test_one_server_at_a_time(store: Store[AdapterVersion]) -> None:
@@ -285,7 +304,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         assert numbers == list(range(numbers[0], max(-1, numbers[0] - 3), -1))
         assert record.digests == tuple(a_version(str(number)).digest for number in numbers)
         for number, digest in zip(numbers, record.digests, strict=True):
-            assert (store.folder(digest) / WEIGHTS_FILE).read_text() == str(number)
+            assert text_of(store.folder(digest)) == str(number)
         assert _kept(store) == set(record.digests)
         assert _staged(store) == []
         store.close()
