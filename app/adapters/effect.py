@@ -27,15 +27,22 @@ PROBE_TEXT = "The most important thing is"
 MAX_TRAINED_TOKENS = 32
 # A version becomes live on a busy server too, without that anybody knows its effect.
 TIMEOUT_SECONDS = 10.0
-NO_EFFECT = (
-    "it changes nothing on the probe prompt: the answers are the base model's; check that it was "
-    "trained, and that what was saved is what was trained"
+CHECK = "check that it was trained, and that what was saved is what was trained"
+NO_EFFECT = f"it changes nothing on the probe prompt: the answers are the base model's; {CHECK}"
+# Rounding alone makes as much, as of a DoRA whose magnitudes are still the base model's.
+ROUNDING_NATS = 1e-8
+NEARLY_NO_EFFECT = (
+    f"it changes no more on the probe prompt than rounding does, so far as can be told; {CHECK}"
 )
 
 
 def warning_of(effect: Effect | None) -> str | None:
     """What whoever uses a version should know of its effect, if anything."""
-    return NO_EFFECT if effect is not None and not effect.changed else None
+    if effect is None:
+        return None
+    if not effect.changed:
+        return NO_EFFECT
+    return NEARLY_NO_EFFECT if effect.kl_divergence < ROUNDING_NATS else None
 
 
 class Probe:

@@ -261,7 +261,11 @@ def _told(record: Record) -> Record:
     if effect is None:
         told.info("an adapter is live", effect="not measured")
     elif warning := warning_of(effect):
-        told.warning("an adapter without an effect is live", why=warning)
+        told.warning(
+            "an adapter without an effect is live",
+            kl_divergence=effect.kl_divergence,
+            why=warning,
+        )
     else:
         told.info("an adapter is live", kl_divergence=effect.kl_divergence)
     return record

@@ -1,5 +1,6 @@
 """What a version changes, on the real engine: measured as transformers and PEFT have it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,21 @@ def test_a_small_effect_is_one(client: httpx.Client, tmp_path: Path) -> None:
 
 def test_what_overflows_is_refused_and_harms_nobody(client: httpx.Client, tmp_path: Path) -> None:
     before = live_version(client, write_lora(tmp_path / "fine", SMOLLM2_MODULES))
+    question = {"prompt": [PROBE_TEXT] * 32, "max_new_tokens": 2, "adapter": NAME}
+    expected = generate(client, **question)["completions"]
 
     refused = put_adapter(client, NAME, write_lora(tmp_path / "huge", SMOLLM2_MODULES, scale=1e18))
 
     assert refused.status_code == 422
     assert "the model's scores are not finite numbers" in refused.json()["error"]["message"]
     assert client.get(f"/adapters/{NAME}").json()["live"] == before["version"]
-    assert generate(client, prompt=PROBE_TEXT, adapter=NAME, max_new_tokens=4)["completions"]
+    # As many blocks as the KV cache has: also those that its keys and values have been in.
+    for _ in range(-(-num_blocks(client) // 32)):
+        assert generate(client, **question)["completions"] == expected
+
+
+def num_blocks(client: httpx.Client) -> int:
+    """Of the KV cache."""
+    config = re.search(r'num_gpu_blocks="(\d+)"', client.get("/metrics").text)
+    assert config is not None
+    return int(config[1])
