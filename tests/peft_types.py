@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from peft import (
     AdaLoraConfig,
+    DeloraConfig,
+    GraloraConfig,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
     MissConfig,
+    PveraConfig,
     TrainableTokensConfig,
     VBLoRAConfig,
     VeraConfig,
@@ -94,14 +97,29 @@ def vblora(**options: Any) -> Any:
     )
 
 
+def delora() -> Any:
+    return DeloraConfig(task_type="CAUSAL_LM", r=4, rank_pattern={"v_proj": 2}, target_modules=SOME)
+
+
+def gralora(**options: Any) -> Any:
+    return GraloraConfig(**{"task_type": "CAUSAL_LM", "r": 6, "target_modules": SOME} | options)
+
+
+def pvera(**options: Any) -> Any:
+    return PveraConfig(task_type="CAUSAL_LM", r=8, target_modules=SOME, **options)
+
+
 # One of each type, which the real engine runs.
 TYPES: dict[str, Made] = {
     "adalora": Made(adalora, 0.3),
     "miss": Made(miss, 0.02),
     "vera": Made(vera, 1.0),
-    "loha": Made(loha, 0.3),
+    "loha": Made(loha, 0.25),
     "lokr": Made(lokr, 0.2),
-    "vblora": Made(vblora, 0.5),
+    "vblora": Made(vblora, 0.25),
+    "delora": Made(delora, 4.0),
+    "gralora": Made(gralora, 0.04),
+    "pvera": Made(pvera, 1.0),
 }
 # Served as they are.
 OTHERS: dict[str, Made] = {
@@ -115,6 +133,8 @@ VARIANTS: dict[str, Made] = {
     "miss-mini-wide": Made(partial(miss, init_weights="mini", mini_r=16), 0.02),
     "miss-higher-than-wide": Made(partial(miss, r=40, target_modules=["v_proj"]), 0.02),
     "vblora-topk": Made(partial(vblora, save_only_topk_weights=True, topk=3), 0.5),
+    "gralora-hybrid": Made(partial(gralora, hybrid_r=3, gralora_k=2), 0.2),
+    "gralora-4": Made(partial(gralora, r=8, gralora_k=4), 0.2),
     "lokr-whole": Made(partial(lokr, decompose_factor=32, target_modules=["v_proj"]), 0.2),
     "lokr-both": Made(partial(lokr, decompose_factor=8, decompose_both=True), 0.2),
     "lokr-r-above-side": Made(partial(lokr, r=6, decompose_factor=2), 0.2),
@@ -123,6 +143,7 @@ VARIANTS: dict[str, Made] = {
     ),
     # PEFT warns that it will make the projections again.
     "vera-by-key": Made(partial(vera, save_projection=False, projection_prng_key=5), 1.0),
+    "pvera-by-key": Made(partial(pvera, save_projection=False, projection_prng_key=5), 1.0),
 }
 CONVERTED = TYPES | VARIANTS
 

@@ -89,6 +89,7 @@ def _check_init(init: bool | str | None) -> bool | str | None:
 
 
 PositiveInteger = Annotated[int, Field(gt=0), _expected("a positive integer")]
+NonNegativeInteger = Annotated[int, Field(ge=0), _expected("0 or a positive integer")]
 Integer = Annotated[int, _expected("an integer")]
 Flag = Annotated[bool, _expected("true or false")]
 # What torch takes for the state of a generator of random numbers.

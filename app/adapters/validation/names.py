@@ -37,6 +37,16 @@ PARTS = (
     "vblora_logits_B",
     "vblora_logits_B_topk_indices",
     "vblora_logits_B_topk_weights",
+    "pvera_lambda_b",
+    "pvera_lambda_d",
+    "delora_A",
+    "delora_B",
+    "delora_lambda",
+    "delora_w_norm",
+    "gralora_A",
+    "gralora_B",
+    "gralora_A_general",
+    "gralora_B_general",
     "hada_w1_a",
     "hada_w1_b",
     "hada_w2_a",
@@ -53,7 +63,7 @@ PARTS = (
 )
 # What all modules of an adapter share: its name has no module.
 SHARED_PREFIX = "base_model."
-SHARED_PARTS = ("vera_A", "vera_B", "vblora_vector_bank")
+SHARED_PARTS = ("vera_A", "vera_B", "pvera_A", "pvera_B", "vblora_vector_bank")
 SHARED_PART = re.compile(
     rf"(?P<outer>(?:[^.]+\.)*)(?P<part>{'|'.join(SHARED_PARTS)})(?:\.(?P<adapter>[^.]+))?"
 )

@@ -12,11 +12,13 @@ from app.adapters.validation.config import (
     wrong_field,
 )
 from app.adapters.validation.conversion.adalora import AdaLoRAConfig
+from app.adapters.validation.conversion.delora import DeLoRAConfig
+from app.adapters.validation.conversion.gralora import GraLoRAConfig
 from app.adapters.validation.conversion.loha import LoHaConfig
 from app.adapters.validation.conversion.lokr import LoKrConfig
 from app.adapters.validation.conversion.miss import BoneConfig, MiSSConfig
 from app.adapters.validation.conversion.vblora import VBLoRAConfig
-from app.adapters.validation.conversion.vera import VeRAConfig
+from app.adapters.validation.conversion.vera import PVeRAConfig, VeRAConfig
 from app.adapters.validation.cpt import CPTConfig
 from app.adapters.validation.multitask import MultitaskConfig
 from app.errors import AdapterRejected
@@ -30,6 +32,9 @@ PEFT_TYPES: Mapping[str, type[AdapterConfig]] = {
     "LOHA": LoHaConfig,
     "LOKR": LoKrConfig,
     "VBLORA": VBLoRAConfig,
+    "DELORA": DeLoRAConfig,
+    "GRALORA": GraLoRAConfig,
+    "PVERA": PVeRAConfig,
     "TRAINABLE_TOKENS": TrainedTokensConfig,
     "PROMPT_TUNING": SoftPromptConfig,
     "P_TUNING": SoftPromptConfig,

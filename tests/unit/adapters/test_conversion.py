@@ -20,7 +20,7 @@ from app.engine.vllm.architecture import modules_of
 from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
-from tests.peft_types import CONVERTED, make
+from tests.peft_types import CONVERTED, TYPES, make
 
 LIMITS = Limits()
 TINY = LlamaConfig(
@@ -86,6 +86,15 @@ def merged_deltas(base: Any, folder: Path) -> Tensors:
     return {name: delta for name, delta in deltas.items() if delta.any()}
 
 
+def assert_served(folder: Path, expected: Tensors) -> None:
+    """That what is served adds what is expected to each weight, and nothing to others."""
+    served = served_deltas(folder)
+    assert served.keys() == expected.keys()
+    for module, delta in expected.items():
+        assert delta.abs().max() > 1e-3
+        torch.testing.assert_close(served[module], delta, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", CONVERTED)
 def test_what_is_added_to_each_weight_is_what_peft_adds(
     base: Any, name: str, tmp_path: Path
@@ -96,10 +105,7 @@ def test_what_is_added_to_each_weight_is_what_peft_adds(
 
     version = check(tmp_path)
 
-    served = served_deltas(tmp_path)
-    assert served.keys() == expected.keys()
-    for module, delta in expected.items():
-        torch.testing.assert_close(served[module], delta, atol=1e-5, rtol=1e-4)
+    assert_served(tmp_path, expected)
     assert version.digest == sent
     assert version.kind == "lora"
     assert any("served as the LoRA" in note for note in version.notes)
@@ -123,12 +129,9 @@ def test_adalora_has_the_ranks_that_its_pattern_leaves(base: Any, tmp_path: Path
 
     version = check(tmp_path)
 
-    served = served_deltas(tmp_path)
     assert version.rank == 3
-    assert len(served) == len(names) - 1
-    assert served.keys() == expected.keys()
-    for module, delta in expected.items():
-        torch.testing.assert_close(served[module], delta, atol=1e-5, rtol=1e-4)
+    assert len(expected) == len(names) - 1
+    assert_served(tmp_path, expected)
 
 
 @pytest.mark.parametrize("name", CONVERTED)
@@ -242,10 +245,18 @@ def test_dora_of_the_vocabulary_is_refused(base: Any, tmp_path: Path, target: st
         ("lokr-whole", {"decompose_factor": 1}, "has no lokr_w2_a: save"),
         ("lokr-both", {"decompose_both": False}, "has no lokr_w1: save"),
         ("vblora", {"vector_length": 31}, "has the shape"),
-        ("vblora", {"topk": 21}, "has topk 21 of 20 vectors"),
+        ("vblora", {"topk": 21}, "topk 21; expected at most 20"),
         ("vblora", {"num_vectors": 10**30}, "has the shape"),
         ("vblora", {"save_only_topk_weights": True}, "is not of this type"),
         ("vblora-topk", {"topk": 2}, "has the shape"),
+        ("delora", {"r": 33}, "DeLoRA has rank 33 and the limit is 32"),
+        ("gralora", {"r": 17}, r"GraLoRA has rank 34 .* gralora_k \* r"),
+        ("gralora", {"gralora_k": 5}, "gralora_k 5, which does not divide r and the sizes"),
+        ("gralora", {"hybrid_r": 1}, "has no gralora_A_general.weight"),
+        ("gralora", {"hybrid_r": -1}, "hybrid_r -1; expected 0 or a positive integer"),
+        ("gralora-hybrid", {"hybrid_r": 0}, "gralora_A_general.weight' is not of this type"),
+        ("pvera", {"sample_at_inference": True}, "the engine adds the same every time"),
+        ("pvera", {"save_projection": False}, "has base_model.pvera_A, and by save_projection"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(
@@ -268,6 +279,37 @@ def test_what_would_be_too_large_a_lora_is_refused_before_it_is_made(
         check(tmp_path, Limits(max_adapter_bytes=1000))
 
 
+@pytest.mark.parametrize("name", TYPES)
+def test_a_small_file_that_says_a_huge_rank_is_refused_before_it_is_made(
+    base: Any, name: str, tmp_path: Path
+) -> None:
+    """Terabytes, if it were: the shapes of the tensors are compared first."""
+    make(base, name, tmp_path)
+    huge = {"r": 10**9, "init_r": 10**9, "rank_pattern": {}}
+    change(tmp_path, huge, lambda tensors: None)
+
+    with pytest.raises(AdapterRejected):
+        check(tmp_path, Limits(max_lora_rank=1 << 60, max_adapter_bytes=1 << 80))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_tensors_in_half_precision_are_multiplied_in_fp32(
+    base: Any, name: str, tmp_path: Path
+) -> None:
+    """As PEFT does on a base model in FP32."""
+    base = make(base, name, tmp_path).unload()
+    change(
+        tmp_path,
+        {},
+        lambda tensors: tensors.update({key: t.bfloat16() for key, t in tensors.items()}),
+    )
+    expected = merged_deltas(base, tmp_path)
+
+    check(tmp_path)
+
+    assert_served(tmp_path, expected)
+
+
 def test_bone_is_miss_by_its_older_name(base: Any, tmp_path: Path) -> None:
     """As PEFT had it before, and as its own script turns it into MiSS."""
     expected = merged_deltas(make(base, "miss", tmp_path).unload(), tmp_path)
@@ -280,10 +322,7 @@ def test_bone_is_miss_by_its_older_name(base: Any, tmp_path: Path) -> None:
 
     check(tmp_path)
 
-    served = served_deltas(tmp_path)
-    assert served.keys() == expected.keys()
-    for module, delta in expected.items():
-        torch.testing.assert_close(served[module], delta, atol=1e-5, rtol=1e-4)
+    assert_served(tmp_path, expected)
 
 
 def test_lokr_with_a_surplus_tensor_is_refused(base: Any, tmp_path: Path) -> None:
@@ -342,4 +381,4 @@ def test_what_modules_share_is_known_below_wrappers(base: Any, name: str, tmp_pa
 
     check(tmp_path)
 
-    assert served_deltas(tmp_path).keys() == expected.keys()
+    assert_served(tmp_path, expected)

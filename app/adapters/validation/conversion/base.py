@@ -87,12 +87,13 @@ def known_parts(
     for name in tensors.names:
         if name in shared:
             continue
-        module, _, part = name.removeprefix(PREFIX).rpartition(".")
-        if not name.startswith(PREFIX) or part not in parts:
+        part = next((part for part in parts if name.endswith(f".{part}")), None)
+        if part is None or not name.startswith(PREFIX):
             raise AdapterRejected(
                 f"tensor {shown(name)} is not of this type, whose tensors are called "
                 f"{PREFIX}MODULE.{parts[0]}: save it with PEFT's save_pretrained"
             )
+        module = name.removeprefix(PREFIX).removesuffix(f".{part}")
         check_module(name, module, "linear", architecture)
         modules.setdefault(module, {})[part] = name
     if not modules:

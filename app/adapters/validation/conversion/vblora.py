@@ -9,19 +9,20 @@ last.
 from typing import Any, ClassVar
 
 from app.adapters.archive import shown
-from app.adapters.validation.config import Flag, PositiveInteger
+from app.adapters.validation.config import Flag, PositiveInteger, wrong_field
 from app.adapters.validation.conversion.base import ConvertedConfig, parts_by_module
 from app.adapters.validation.low_rank import LowRank, LowRanks
 from app.adapters.validation.names import SHARED_PREFIX, Tensors
 from app.adapters.validation.tensors import read_tensor
 from app.engine.protocol import Architecture, ModuleShape
 from app.errors import AdapterRejected
-from softserve.schema.adapters import CONFIG_FILE
 from softserve.schema.server import Limits
 
 BANK = f"{SHARED_PREFIX}vblora_vector_bank"
 LOGITS = ("vblora_logits_A", "vblora_logits_B")
 INDICES, WEIGHTS = "_topk_indices", "_topk_weights"
+# It is 2 to 6 in practice, and takes time for each.
+MAX_TOPK = 256
 # The smallest that holds the number of vectors.
 TYPES_OF_INDICES = ("U8", "I16", "I32", "I64")
 
@@ -40,11 +41,9 @@ class VBLoRAConfig(ConvertedConfig):
         parts = [f"{logits}{end}" for logits in LOGITS for end in ends]
         modules = parts_by_module(tensors, architecture, parts, shared=(BANK,))
         self.check_ranks(dict.fromkeys(modules, self.r), architecture, limits)
-        if self.topk > self.num_vectors:
-            raise AdapterRejected(
-                f"{CONFIG_FILE} has topk {shown(self.topk)} of {shown(self.num_vectors)} vectors, "
-                "so that PEFT would not run it: send the one that was saved with these weights"
-            )
+        most = min(self.num_vectors, MAX_TOPK)
+        if self.topk > most:
+            raise wrong_field("topk", self.topk, f"at most {most:,}")
         size = (self.num_vectors, self.vector_length)
         bank = read_tensor(tensors, BANK, size, "(num_vectors, vector_length)").float()
         return {

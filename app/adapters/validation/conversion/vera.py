@@ -1,11 +1,11 @@
-"""VeRA: W + diag(b) B diag(d) A, with A and B that all modules share (https://arxiv.org/abs/2310.11454).
+"""VeRA: W + diag(b) B diag(d) A, with A and B that all modules share.
 
-By PEFT's code (its tuners/vera/), A and B are random, and as large as the largest module: of each,
-a module takes as much as it has room for. They are saved too, unless `save_projection` is off.
+By PEFT's code (its tuners/vera/; https://arxiv.org/abs/2310.11454), A and B are random, and as
+large as the largest module: of each, a module takes as much as it has room for. They are saved too,
+unless `save_projection` is off.
 """
 
-import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 from app.adapters.validation.config import Flag, PositiveInteger, Seed
@@ -20,51 +20,66 @@ from app.errors import AdapterRejected
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
 
-A, B = f"{SHARED_PREFIX}vera_A", f"{SHARED_PREFIX}vera_B"
-LAMBDAS = ("vera_lambda_b", "vera_lambda_d")
-
 
 class VeRAConfig(ConvertedConfig):
     title: ClassVar[str] = "VeRA"
+    prefix: ClassVar[str] = "vera"
+    # How often A and d have r rows: the first r are what is added.
+    num_rows: ClassVar[int] = 1
 
     r: PositiveInteger = 256
     projection_prng_key: Seed = 0
     save_projection: Flag = True
 
     def low_ranks(self, tensors: Tensors, architecture: Architecture, limits: Limits) -> LowRanks:
-        if not self.save_projection and A in tensors.names:
-            raise AdapterRejected(
-                f"{WEIGHTS_FILE} has vera_A, and by save_projection in {CONFIG_FILE} it is not "
-                "used: set it to true there, or save the adapter again without vera_A and vera_B"
-            )
-        shared = (A, B) if self.save_projection else ()
-        modules = parts_by_module(tensors, architecture, LAMBDAS, shared=shared)
+        lambda_b, lambda_d = f"{self.prefix}_lambda_b", f"{self.prefix}_lambda_d"
+        shared = self._shared(tensors)
+        modules = parts_by_module(tensors, architecture, (lambda_b, lambda_d), shared=shared)
         self.check_ranks(dict.fromkeys(modules, self.r), architecture, limits)
-        projection_a, projection_b = self._projections(tensors, modules, architecture)
+        projection_a, projection_b = self._projections(tensors, shared, modules, architecture)
         low_ranks = {}
         for module, names in modules.items():
             shape = architecture.modules[module]
-            b = read_tensor(tensors, names["vera_lambda_b"], (shape.out_features,), "(out,)")
-            d = read_tensor(tensors, names["vera_lambda_d"], (self.r,), "(r,)")
+            b = read_tensor(tensors, names[lambda_b], (shape.out_features,), "(out,)")
+            d = read_tensor(tensors, names[lambda_d], (self.num_rows * self.r,), "what r says")
             low_ranks[module] = LowRank(
-                d.float()[:, None] * projection_a[:, : shape.in_features],
+                d.float()[: self.r, None] * projection_a[: self.r, : shape.in_features],
                 b.float()[:, None] * projection_b[: shape.out_features],
             )
         return low_ranks
 
-    def _projections(
-        self, tensors: Tensors, modules: Collection[str], architecture: Architecture
-    ) -> tuple[Any, Any]:
-        """A of shape (r, in_features of the largest) and B of (out_features, r)."""
-        shapes = [architecture.modules[name] for name in self._adapted(modules, architecture)]
-        shape_a = (self.r, max(shape.in_features for shape in shapes))
-        shape_b = (max(shape.out_features for shape in shapes), self.r)
+    def _shared(self, tensors: Tensors) -> list[str]:
+        """The names of A and B, where they are saved."""
+        shared = [f"{SHARED_PREFIX}{self.prefix}_{half}" for half in "AB"]
         if self.save_projection:
-            a = read_tensor(tensors, A, shape_a, "(r, in of the largest module)")
-            b = read_tensor(tensors, B, shape_b, "(out of the largest module, r)")
-            return a.float(), b.float()
-        a, b = _random(self.projection_prng_key, shape_a, shape_b)
-        return a, b
+            return shared
+        if found := [name for name in shared if name in tensors.names]:
+            raise AdapterRejected(
+                f"{WEIGHTS_FILE} has {found[0]}, and by save_projection in {CONFIG_FILE} it is not "
+                "used: set it to true there, or save the adapter again without A and B"
+            )
+        return []
+
+    def _projections(
+        self,
+        tensors: Tensors,
+        shared: Sequence[str],
+        modules: Collection[str],
+        architecture: Architecture,
+    ) -> list[Any]:
+        """A, which has the in_features of the largest module, and B, which has the out_features."""
+        shapes = [architecture.modules[name] for name in self._adapted(modules, architecture)]
+        sizes = (
+            (self.num_rows * self.r, max(shape.in_features for shape in shapes)),
+            (max(shape.out_features for shape in shapes), self.r),
+        )
+        if not shared:
+            return _random(self.projection_prng_key, sizes)
+        meaning = "what r and the largest module say"
+        return [
+            read_tensor(tensors, name, size, meaning).float()
+            for name, size in zip(shared, sizes, strict=True)
+        ]
 
     def _adapted(self, modules: Collection[str], architecture: Architecture) -> set[str]:
         """What PEFT looks for the largest in: modules that are named and have no tensors too."""
@@ -78,11 +93,22 @@ class VeRAConfig(ConvertedConfig):
         return {*modules, *filter(is_named, linear)}
 
 
-def _random(key: int, *shapes: tuple[int, int]) -> Iterator[Any]:
+class PVeRAConfig(VeRAConfig):
+    """The latter half of A and d is the spread of what training samples around the former."""
+
+    title: ClassVar[str] = "PVeRA"
+    prefix: ClassVar[str] = "pvera"
+    num_rows: ClassVar[int] = 2
+    unsupported: ClassVar[dict[str, str]] = {
+        "sample_at_inference": "the engine adds the same every time: train with it off"
+    }
+
+
+def _random(key: int, sizes: Iterable[tuple[int, int]]) -> list[Any]:
     """What PEFT makes from `projection_prng_key`, one after another, to the last bit."""
     import torch
 
     generator = torch.Generator().manual_seed(key)
-    for shape in shapes:
-        bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
-        yield torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return [
+        torch.nn.init.kaiming_uniform_(torch.empty(size), generator=generator) for size in sizes
+    ]
