@@ -17,9 +17,11 @@ def check_adapter(
     force: bool = False,
     against_peft: bool = False,
     prompts: Sequence[str] | None = None,
-    tolerance: float = 0.01,
+    tolerance: float = 0.0,
 ) -> CheckReport:
     """Check a folder or an archive, and compare it with PEFT if that is wanted. It blocks.
+
+    Log probabilities that differ by `tolerance` are equal.
 
     Raises:
         AdapterRejected: a server with these settings would refuse it.

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from softserve.schema.checks import AgainstPeft, CheckReport
 from tests.bad_adapters import BAD_ADAPTERS, BadAdapter
 from tests.server.peft_reference import HIDDEN_SIZE, SMOLLM2_MODULES, PeftReference
 from tests.server.process import members_of
+from tests.server.test_lifecycle import wait_until
 from tests.server.test_odd_models import make_model, save_lora
 
 # PyTorch's own, when transformers imports a part of it.
@@ -53,7 +53,7 @@ def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         )
         try:
             yield process, Path(temporary)
-            assert members_of(process.pid) == []
+            wait_until(lambda: members_of(process.pid) == [], LONG_ENOUGH_SECONDS)
             assert list(Path(temporary).glob("softserve-*")) == []
         finally:
             for pid in members_of(process.pid):
@@ -161,11 +161,7 @@ def test_a_soft_prompt_gives_what_peft_gives(peft_reference: PeftReference) -> N
 def test_a_terminated_check_leaves_nothing() -> None:
     """Neither a folder nor a process."""
     with started(SHIPPED / "support-intent-lora") as (process, temporary):
-        deadline = time.monotonic() + LONG_ENOUGH_SECONDS
-        while not list(temporary.glob("softserve-check-*")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: any(temporary.glob("softserve-check-*")), LONG_ENOUGH_SECONDS)
         process.send_signal(signal.SIGTERM)
         stdout, _ = process.communicate(timeout=LONG_ENOUGH_SECONDS)
 
