@@ -15,6 +15,7 @@ def check_adapter(
     settings: Settings,
     *,
     force: bool = False,
+    task: int | None = None,
     against_peft: bool = False,
     prompts: Sequence[str] | None = None,
     tolerance: float = 0.0,
@@ -27,7 +28,7 @@ def check_adapter(
         AdapterRejected: a server with these settings would refuse it.
         SoftserveError: it cannot be told.
     """
-    with admitted(source, settings, force=force) as adapter:
+    with admitted(source, settings, force=force, task=task) as adapter:
         report = CheckReport(
             verdict="taken",
             message=None if adapter.model.unknown is None else f"unknown: {adapter.model.unknown}",

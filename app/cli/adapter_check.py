@@ -54,6 +54,10 @@ def check(
     force: Annotated[
         bool, typer.Option("--force", help="Take an adapter that declares another base model.")
     ] = False,
+    task: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a multitask soft prompt: take this task alone."),
+    ] = None,
     against_peft: Annotated[
         bool,
         typer.Option(
@@ -91,6 +95,7 @@ def check(
             folder,
             settings,
             force=force,
+            task=task,
             against_peft=against_peft,
             prompts=prompt,
             tolerance=TOLERANCE if tolerance is None else tolerance,
@@ -115,6 +120,7 @@ def _checked(
     settings: Settings,
     *,
     force: bool,
+    task: int | None,
     against_peft: bool,
     prompts: Sequence[str] | None,
     tolerance: float,
@@ -128,6 +134,7 @@ def _checked(
             folder,
             settings,
             force=force,
+            task=task,
             against_peft=against_peft,
             prompts=prompts,
             tolerance=tolerance,

@@ -23,7 +23,9 @@ class CheckedAdapter(BaseModel):
     target_modules: list[str] = Field(description="Of a LoRA: the modules that it changes.")
     virtual_tokens: int | None = Field(description="Of a soft prompt: how many.")
     tasks: int | None = Field(None, description="Of a multitask soft prompt: how many.")
-    task: int | None = Field(None, description="Of a multitask soft prompt: the one that was named.")
+    task: int | None = Field(
+        None, description="Of a multitask soft prompt: the one that was named."
+    )
     notes: list[str] = Field(description="In what it is served otherwise than its files say.")
 
 
@@ -48,6 +50,7 @@ class ComparedPrompt(BaseModel):
 
     prompt: str = Field(description="The prompt.")
     prompt_token_ids: list[int] = Field(description="Its tokens.")
+    task: int | None = Field(None, description="Of a multitask soft prompt.")
     completion: str = Field(description="What softserve generated, greedily.")
     token_ids: list[int] = Field(description="Its tokens.")
     logprobs: list[float | None] = Field(description="Their log probabilities.")

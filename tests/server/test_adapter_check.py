@@ -20,6 +20,7 @@ from app.engine.model.default import NAME, default_model, progress_on_stderr
 from app.engine.reference import Completed, follow
 from app.settings import Settings
 from softserve.schema.checks import AgainstPeft, CheckReport
+from tests.adapter_files import write_multitask
 from tests.bad_adapters import BAD_ADAPTERS, BadAdapter
 from tests.server.peft_reference import HIDDEN_SIZE, SMOLLM2_MODULES, PeftReference
 from tests.server.process import members_of
@@ -149,13 +150,19 @@ def test_a_lora_gives_what_peft_gives_and_another_does_not(peft_reference: PeftR
         assert not found.is_within(against_peft.tolerance)
 
 
-def test_a_soft_prompt_gives_what_peft_gives(peft_reference: PeftReference) -> None:
-    report = check(peft_reference.path("virtual20"), "--against-peft", "--prompt", "The sky is")
+def test_a_multitask_soft_prompt_gives_what_peft_gives(tmp_path: Path) -> None:
+    folder = write_multitask(tmp_path / "multitask", 12, HIDDEN_SIZE, num_tasks=2)
 
-    (prompt,) = compared(report).prompts
-    assert (report.verdict, prompt.divergence) == ("taken", None)
-    assert (prompt.prompt, len(prompt.token_ids)) == ("The sky is", 32)
-    assert prompt.changed_at is not None
+    report = check(folder, "--against-peft", "--prompt", "The sky is", "--prompt", "The sky is")
+
+    first, second = compared(report).prompts
+    assert (report.verdict, report.message) == ("taken", None)
+    assert (first.task, second.task) == (0, 1)
+    assert first.token_ids != second.token_ids
+    for prompt in (first, second):
+        assert (prompt.prompt, len(prompt.token_ids)) == ("The sky is", 32)
+        assert prompt.divergence is None
+        assert prompt.changed_at is not None
 
 
 def test_a_terminated_check_leaves_nothing() -> None:

@@ -112,11 +112,11 @@ def test_an_adapter_that_would_be_taken(checked: Any, tmp_path: Path) -> None:
 def test_what_is_asked(checked: Any, tmp_path: Path) -> None:
     asked = checked(TAKEN)
 
-    _run(str(tmp_path), "--max-lora-rank", "64", "--model", "m", "--force")
+    _run(str(tmp_path), "--max-lora-rank", "64", "--model", "m", "--force", "--task", "1")
 
     assert asked["source"] == tmp_path
     assert (asked["settings"].max_lora_rank, asked["settings"].model) == (64, "m")
-    assert (asked["force"], asked["against_peft"]) == (True, False)
+    assert (asked["force"], asked["task"], asked["against_peft"]) == (True, 1, False)
     assert asked["settings"].max_virtual_tokens == Settings().max_virtual_tokens
 
 
