@@ -63,18 +63,15 @@ def compare_with_peft(
     """
     engine = VLLMEngine(_settings(adapter, settings, prompts))
     completions = asyncio.run(_complete_all(engine, adapter, prompts))
-    folder = adapter.model.architecture.folder
-    assert folder is not None, "the model that an adapter was checked against has a folder"
     followed = [Completed(each.prompt_ids, each.token_ids, each.task) for each in completions]
-    reference = follow(folder, adapter.sent, engine.info.dtype, followed)
+    reference = follow(adapter.model.folder, adapter.sent, engine.info.dtype, followed)
     return _compare(engine, completions, reference, tolerance)
 
 
 def _settings(adapter: Admitted, settings: Settings, prompts: Sequence[str]) -> Settings:
     """Those of an engine that answers a few requests, exactly."""
-    folder = adapter.model.architecture.folder
-    assert folder is not None, "the model that an adapter was checked against has a folder"
-    is_quantized = scheme_of(json.loads((folder / "config.json").read_bytes())) is not None
+    config = json.loads((adapter.model.folder / "config.json").read_bytes())
+    is_quantized = scheme_of(config) is not None
     exact = settings.precision == "auto" and not is_quantized
     # No tokenizer makes more tokens than there are bytes.
     longest = max(len(prompt.encode()) for prompt in prompts) + MARGIN
@@ -172,7 +169,7 @@ def _divergence(
         position=position,
         token=engine.token_text(completion.token_ids[position]),
         peft_token=engine.token_text(adapted[position].token_id),
-        margin=found.margin,
+        margin=_finite(found.margin),
     )
 
 

@@ -18,6 +18,7 @@ from app.adapters.validation import digest_of
 from app.checking.comparison import difference
 from app.engine.model.default import NAME, default_model, progress_on_stderr
 from app.engine.reference import Completed, follow
+from app.errors import ReferenceFailed
 from app.settings import Settings
 from softserve.schema.checks import AgainstPeft, CheckReport
 from tests.adapter_files import write_multitask
@@ -148,6 +149,13 @@ def test_a_lora_gives_what_peft_gives_and_another_does_not(peft_reference: PeftR
         found = difference(prompt.token_ids, logprobs, choices)
         assert found.divergence is not None
         assert not found.is_within(against_peft.tolerance)
+
+
+def test_peft_that_cannot_load_it_is_told(tmp_path: Path) -> None:
+    model = default_model(Settings().cache_dir, progress_on_stderr())
+
+    with pytest.raises(ReferenceFailed, match="the reason is above"):
+        follow(model, tmp_path, "float32", [])
 
 
 def test_a_multitask_soft_prompt_gives_what_peft_gives(tmp_path: Path) -> None:

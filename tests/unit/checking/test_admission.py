@@ -31,7 +31,7 @@ UNKNOWN = "which modules vLLM adds LoRAs to"
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that needs no vLLM to be described."""
-    described = UnloadedModel("tiny", ARCHITECTURE, 64)
+    described = UnloadedModel("tiny", Path("tiny"), ARCHITECTURE, 64)
     monkeypatch.setattr(admission, "describe_unloaded", lambda settings: described)
 
 
@@ -149,7 +149,7 @@ def test_a_link_that_leads_outside(lora: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told_is_said(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    described = UnloadedModel("tiny", ARCHITECTURE, 64, UNKNOWN)
+    described = UnloadedModel("tiny", Path("tiny"), ARCHITECTURE, 64, UNKNOWN)
     monkeypatch.setattr(admission, "describe_unloaded", lambda settings: described)
 
     assert check_adapter(lora, SETTINGS).message == f"unknown: {UNKNOWN}"
