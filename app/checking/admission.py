@@ -25,8 +25,12 @@ class Admitted:
 
 
 @contextmanager
-def admitted(source: Path, settings: Settings, *, force: bool = False) -> Iterator[Admitted]:
+def admitted(
+    source: Path, settings: Settings, *, force: bool = False, task: int | None = None
+) -> Iterator[Admitted]:
     """Take a folder or an archive as a server would; its files are there until the end.
+
+    `force` and `task` are those of `validate`.
 
     Raises:
         AdapterRejected: the server would refuse it.
@@ -39,7 +43,7 @@ def admitted(source: Path, settings: Settings, *, force: bool = False) -> Iterat
         _stage(source, sent, settings.max_adapter_bytes)
         model = describe_unloaded(settings)
         shutil.copytree(sent, served)
-        version = validate(served, model.architecture, settings, force)
+        version = validate(served, model.architecture, settings, force, task)
         yield Admitted(version, sent, served, model)
 
 

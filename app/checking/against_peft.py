@@ -41,10 +41,11 @@ NO_EFFECT = (
 
 @dataclass(slots=True)
 class Completion:
-    """What the engine generated for a prompt."""
+    """What the engine generated for a prompt; `task` is that of a multitask soft prompt."""
 
     prompt: str
     prompt_ids: list[int]
+    task: int | None
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -62,18 +63,15 @@ def compare_with_peft(
     """
     engine = VLLMEngine(_settings(adapter, settings, prompts))
     completions = asyncio.run(_complete_all(engine, adapter, prompts))
-    folder = adapter.model.architecture.folder
-    assert folder is not None, "the model that an adapter was checked against has a folder"
-    followed = [Completed(each.prompt_ids, each.token_ids) for each in completions]
-    reference = follow(folder, adapter.sent, engine.info.dtype, followed)
+    followed = [Completed(each.prompt_ids, each.token_ids, each.task) for each in completions]
+    reference = follow(adapter.model.folder, adapter.sent, engine.info.dtype, followed)
     return _compare(engine, completions, reference, tolerance)
 
 
 def _settings(adapter: Admitted, settings: Settings, prompts: Sequence[str]) -> Settings:
     """Those of an engine that answers a few requests, exactly."""
-    folder = adapter.model.architecture.folder
-    assert folder is not None, "the model that an adapter was checked against has a folder"
-    is_quantized = scheme_of(json.loads((folder / "config.json").read_bytes())) is not None
+    config = json.loads((adapter.model.folder / "config.json").read_bytes())
+    is_quantized = scheme_of(config) is not None
     exact = settings.precision == "auto" and not is_quantized
     # No tokenizer makes more tokens than there are bytes.
     longest = max(len(prompt.encode()) for prompt in prompts) + MARGIN
@@ -106,13 +104,17 @@ async def _complete_all(
 
 async def _complete(engine: VLLMEngine, adapter: Admitted, index: int, text: str) -> Completion:
     version = adapter.version
-    completion = Completion(text, await engine.tokenize(text))
+    # Of several tasks, each prompt takes the next one.
+    task = None if version.num_tasks is None else index % version.num_tasks
+    named = version.task if task is None else task
+    completion = Completion(text, await engine.tokenize(text), named)
     prompt = Prompt(
         index,
         completion.prompt_ids,
         lora=version.digest if version.kind == "lora" else None,
         soft_prompt=version.digest if version.kind == "soft_prompt" else None,
         num_virtual_tokens=version.num_virtual_tokens or 0,
+        task=task,
     )
     async with aclosing(engine.generate("check", prompt, DECODING)) as chunks:
         async for chunk in chunks:
@@ -136,6 +138,7 @@ def _compare(
         ComparedPrompt(
             prompt=completion.prompt,
             prompt_token_ids=completion.prompt_ids,
+            task=completion.task,
             completion=completion.text,
             token_ids=completion.token_ids,
             logprobs=[_finite(each) for each in completion.logprobs],
@@ -166,7 +169,7 @@ def _divergence(
         position=position,
         token=engine.token_text(completion.token_ids[position]),
         peft_token=engine.token_text(adapted[position].token_id),
-        margin=found.margin,
+        margin=_finite(found.margin),
     )
 
 

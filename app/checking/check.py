@@ -15,17 +15,20 @@ def check_adapter(
     settings: Settings,
     *,
     force: bool = False,
+    task: int | None = None,
     against_peft: bool = False,
     prompts: Sequence[str] | None = None,
-    tolerance: float = 0.01,
+    tolerance: float = 0.0,
 ) -> CheckReport:
     """Check a folder or an archive, and compare it with PEFT if that is wanted. It blocks.
+
+    Log probabilities that differ by `tolerance` are equal.
 
     Raises:
         AdapterRejected: a server with these settings would refuse it.
         SoftserveError: it cannot be told.
     """
-    with admitted(source, settings, force=force) as adapter:
+    with admitted(source, settings, force=force, task=task) as adapter:
         report = CheckReport(
             verdict="taken",
             message=None if adapter.model.unknown is None else f"unknown: {adapter.model.unknown}",

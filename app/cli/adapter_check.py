@@ -38,6 +38,7 @@ DECIDING = (
     "cache_dir",
     "engine_arg",
 )
+TOLERANCE = 0.01
 UNEXPECTED = "it failed for a reason that no check here knows: it is on stderr"
 
 cli = typer.Typer(add_completion=False)
@@ -53,6 +54,10 @@ def check(
     force: Annotated[
         bool, typer.Option("--force", help="Take an adapter that declares another base model.")
     ] = False,
+    task: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a multitask soft prompt: take this task alone."),
+    ] = None,
     against_peft: Annotated[
         bool,
         typer.Option(
@@ -66,16 +71,20 @@ def check(
         typer.Option(help="For --against-peft, in place of its own; may be repeated."),
     ] = None,
     tolerance: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             help="For --against-peft: differences of log probabilities up to it are rounding.",
+            show_default=str(TOLERANCE),
         ),
-    ] = 0.01,
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **given: Any,
 ) -> None:
     settings = _settings(given)
+    for name, value in {"--prompt": prompt, "--tolerance": tolerance}.items():
+        if value is not None and not against_peft:
+            raise typer.BadParameter("it is for --against-peft: add that", param_hint=name)
     if prompt is not None and not all(prompt):
         raise typer.BadParameter("a prompt is empty", param_hint="--prompt")
     # A terminated run leaves as an interrupted one does, and takes its files and processes along.
@@ -86,9 +95,10 @@ def check(
             folder,
             settings,
             force=force,
+            task=task,
             against_peft=against_peft,
             prompts=prompt,
-            tolerance=tolerance,
+            tolerance=TOLERANCE if tolerance is None else tolerance,
         )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
@@ -110,6 +120,7 @@ def _checked(
     settings: Settings,
     *,
     force: bool,
+    task: int | None,
     against_peft: bool,
     prompts: Sequence[str] | None,
     tolerance: float,
@@ -123,6 +134,7 @@ def _checked(
             folder,
             settings,
             force=force,
+            task=task,
             against_peft=against_peft,
             prompts=prompts,
             tolerance=tolerance,

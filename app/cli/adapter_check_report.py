@@ -45,9 +45,9 @@ def _comparison(compared: AgainstPeft) -> list[str]:
 def _prompt(compared: ComparedPrompt) -> str:
     differ = f"log probabilities differ by up to {_number(compared.largest_difference)}"
     changed = f"the adapter changes them by up to {_number(compared.largest_change)}"
-    return (
-        f"{compared.prompt!r}: {_tokens(compared)}; {differ}; {changed}, {_changed_token(compared)}"
-    )
+    task = "" if compared.task is None else f", task {compared.task}"
+    token = _changed_token(compared)
+    return f"{compared.prompt!r}{task}: {_tokens(compared)}; {differ}; {changed}, {token}"
 
 
 def _tokens(compared: ComparedPrompt) -> str:

@@ -10,7 +10,7 @@ They run in a process of their own, so that what they hold in memory is given ba
 import multiprocessing
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from app.errors import ReferenceFailed
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The token ids of a prompt and of its completion."""
+    """The token ids of a prompt and of its completion, and the task of a multitask soft prompt."""
 
     prompt_ids: Sequence[int]
     token_ids: Sequence[int]
+    task: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def _follow_and_send(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
     base.eval()
-    without = [_choices(base, each) for each in completions]
+    without = [_choices(base, replace(each, task=None)) for each in completions]
     adapted = PeftModel.from_pretrained(base, adapter).to(device)
     adapted.eval()
     sender.send(Reference(without, [_choices(adapted, each) for each in completions]))
@@ -96,9 +97,12 @@ def _choices(model: Any, completed: Completed) -> list[Choice]:
 
     text = torch.tensor([[*completed.prompt_ids, *completed.token_ids]], device=model.device)
     length = len(completed.token_ids)
+    of_task = {}
+    if completed.task is not None:
+        of_task["task_ids"] = torch.tensor([completed.task], device=model.device)
     with torch.inference_mode():
         # PEFT puts rows in front of some, so that positions count from the end.
-        logits = model(input_ids=text[:, :-1], use_cache=False).logits[0, -length:]
+        logits = model(input_ids=text[:, :-1], use_cache=False, **of_task).logits[0, -length:]
     logprobs = logits.float().log_softmax(dim=-1)
     best, token_ids = logprobs.max(dim=-1)
     of_text = logprobs.gather(1, text[0, -length:, None])[:, 0]

@@ -35,8 +35,9 @@ class Divergence(BaseModel):
     position: int = Field(description="Its index among the completion's tokens.", examples=[3])
     token: str = Field(description="softserve's token.", examples=[" the"])
     peft_token: str = Field(description="PEFT's token.", examples=[" a"])
-    margin: float = Field(
-        description="By how much PEFT's token has the higher log probability, as PEFT sees it.",
+    margin: float | None = Field(
+        description="By how much PEFT's token has the higher log probability, as PEFT sees it; "
+        "null: one of the two is not a number.",
         examples=[0.41],
     )
 
@@ -50,6 +51,7 @@ class ComparedPrompt(BaseModel):
 
     prompt: str = Field(description="The prompt.")
     prompt_token_ids: list[int] = Field(description="Its tokens.")
+    task: int | None = Field(None, description="Of a multitask soft prompt.")
     completion: str = Field(description="What softserve generated, greedily.")
     token_ids: list[int] = Field(description="Its tokens.")
     logprobs: list[float | None] = Field(description="Their log probabilities.")

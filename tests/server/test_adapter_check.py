@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,14 @@ from app.adapters.validation import digest_of
 from app.checking.comparison import difference
 from app.engine.model.default import NAME, default_model, progress_on_stderr
 from app.engine.reference import Completed, follow
+from app.errors import ReferenceFailed
 from app.settings import Settings
 from softserve.schema.checks import AgainstPeft, CheckReport
+from tests.adapter_files import write_multitask
 from tests.bad_adapters import BAD_ADAPTERS, BadAdapter
 from tests.server.peft_reference import HIDDEN_SIZE, SMOLLM2_MODULES, PeftReference
 from tests.server.process import members_of
+from tests.server.test_lifecycle import wait_until
 from tests.server.test_odd_models import make_model, save_lora
 
 # PyTorch's own, when transformers imports a part of it.
@@ -53,7 +55,7 @@ def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         )
         try:
             yield process, Path(temporary)
-            assert members_of(process.pid) == []
+            wait_until(lambda: members_of(process.pid) == [], LONG_ENOUGH_SECONDS)
             assert list(Path(temporary).glob("softserve-*")) == []
         finally:
             for pid in members_of(process.pid):
@@ -149,23 +151,32 @@ def test_a_lora_gives_what_peft_gives_and_another_does_not(peft_reference: PeftR
         assert not found.is_within(against_peft.tolerance)
 
 
-def test_a_soft_prompt_gives_what_peft_gives(peft_reference: PeftReference) -> None:
-    report = check(peft_reference.path("virtual20"), "--against-peft", "--prompt", "The sky is")
+def test_peft_that_cannot_load_it_is_told(tmp_path: Path) -> None:
+    model = default_model(Settings().cache_dir, progress_on_stderr())
 
-    (prompt,) = compared(report).prompts
-    assert (report.verdict, prompt.divergence) == ("taken", None)
-    assert (prompt.prompt, len(prompt.token_ids)) == ("The sky is", 32)
-    assert prompt.changed_at is not None
+    with pytest.raises(ReferenceFailed, match="the reason is above"):
+        follow(model, tmp_path, "float32", [])
+
+
+def test_a_multitask_soft_prompt_gives_what_peft_gives(tmp_path: Path) -> None:
+    folder = write_multitask(tmp_path / "multitask", 12, HIDDEN_SIZE, num_tasks=2)
+
+    report = check(folder, "--against-peft", "--prompt", "The sky is", "--prompt", "The sky is")
+
+    first, second = compared(report).prompts
+    assert (report.verdict, report.message) == ("taken", None)
+    assert (first.task, second.task) == (0, 1)
+    assert first.token_ids != second.token_ids
+    for prompt in (first, second):
+        assert (prompt.prompt, len(prompt.token_ids)) == ("The sky is", 32)
+        assert prompt.divergence is None
+        assert prompt.changed_at is not None
 
 
 def test_a_terminated_check_leaves_nothing() -> None:
     """Neither a folder nor a process."""
     with started(SHIPPED / "support-intent-lora") as (process, temporary):
-        deadline = time.monotonic() + LONG_ENOUGH_SECONDS
-        while not list(temporary.glob("softserve-check-*")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: any(temporary.glob("softserve-check-*")), LONG_ENOUGH_SECONDS)
         process.send_signal(signal.SIGTERM)
         stdout, _ = process.communicate(timeout=LONG_ENOUGH_SECONDS)
 

@@ -91,6 +91,9 @@ class VLLMEngine:
         # Forget it here: otherwise its destructor runs when the interpreter is half gone.
         llm, self._llm = self._llm, None
         if llm is not None:
+            # It would log that its engine has ended, as a failure.
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()
             await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_SECONDS)
 
     def _load(self) -> None:

@@ -7,6 +7,7 @@ layers that LoRAs are added to, on PyTorch's device without memory. Nothing is c
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,12 +35,14 @@ ONE_PROCESS = {
 
 @dataclass(frozen=True, slots=True)
 class UnloadedModel:
-    """A model that a server with the same settings would load. `context_window` is in tokens.
+    """A model that a server with the same settings would load, and the folder of its weights.
 
-    `unknown` is what cannot be told of it without loading it, None where there is nothing.
+    `context_window` is in tokens. `unknown` is what cannot be told of it without loading it, None
+    where there is nothing.
     """
 
     name: str
+    folder: Path
     architecture: Architecture
     context_window: int
     unknown: str | None = None
@@ -58,7 +61,7 @@ def describe_unloaded(settings: Settings) -> UnloadedModel:
     architecture = describe_architecture(base_names(settings, folder), config, settings)
     context_window = config.model_config.max_model_len
     if architecture.no_loras is not None:
-        return UnloadedModel(name, architecture, context_window)
+        return UnloadedModel(name, folder, architecture, context_window)
     modules = list(architecture.modules)
     try:
         adapted = _adapted_modules(config, modules)
@@ -69,9 +72,9 @@ def describe_unloaded(settings: Settings) -> UnloadedModel:
             f"which modules of {config.model_config.architecture} vLLM adds LoRAs to, because it "
             "cannot be made without its weights"
         )
-        return UnloadedModel(name, architecture, context_window, unknown)
+        return UnloadedModel(name, folder, architecture, context_window, unknown)
     unadapted = frozenset(modules).difference(adapted)
-    return UnloadedModel(name, replace(architecture, unadapted=unadapted), context_window)
+    return UnloadedModel(name, folder, replace(architecture, unadapted=unadapted), context_window)
 
 
 def _adapted_modules(config: "VllmConfig", names: list[str]) -> list[str]:

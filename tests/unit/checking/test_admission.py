@@ -15,7 +15,13 @@ from app.engine.vllm.unloaded import UnloadedModel
 from app.errors import AdapterRejected, AdapterTooLarge
 from app.settings import Settings
 from softserve.schema.adapters import CONFIG_FILE
-from tests.adapter_files import pack_tar_gz, read_files, write_lora, write_soft_prompt
+from tests.adapter_files import (
+    pack_tar_gz,
+    read_files,
+    write_lora,
+    write_multitask,
+    write_soft_prompt,
+)
 from tests.fake_engine import ARCHITECTURE
 
 SETTINGS = Settings()
@@ -25,7 +31,7 @@ UNKNOWN = "which modules vLLM adds LoRAs to"
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that needs no vLLM to be described."""
-    described = UnloadedModel("tiny", ARCHITECTURE, 64)
+    described = UnloadedModel("tiny", Path("tiny"), ARCHITECTURE, 64)
     monkeypatch.setattr(admission, "describe_unloaded", lambda settings: described)
 
 
@@ -51,6 +57,18 @@ def test_a_soft_prompt(tmp_path: Path) -> None:
 
     assert report.adapter is not None
     assert (report.adapter.kind, report.adapter.virtual_tokens) == ("soft_prompt", 3)
+
+
+def test_a_task_of_several(tmp_path: Path) -> None:
+    folder = write_multitask(tmp_path / "soft", 3, ARCHITECTURE.hidden_size, num_tasks=2)
+
+    of_all, of_one = check_adapter(folder, SETTINGS), check_adapter(folder, SETTINGS, task=1)
+
+    assert of_all.adapter is not None
+    assert of_one.adapter is not None
+    assert (of_all.adapter.tasks, of_all.adapter.task) == (2, None)
+    assert (of_one.adapter.tasks, of_one.adapter.task) == (None, 1)
+    assert of_one.adapter.version == digest_of(folder, task=1)
 
 
 def test_archives(lora: Path, tmp_path: Path) -> None:
@@ -131,7 +149,7 @@ def test_a_link_that_leads_outside(lora: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told_is_said(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    described = UnloadedModel("tiny", ARCHITECTURE, 64, UNKNOWN)
+    described = UnloadedModel("tiny", Path("tiny"), ARCHITECTURE, 64, UNKNOWN)
     monkeypatch.setattr(admission, "describe_unloaded", lambda settings: described)
 
     assert check_adapter(lora, SETTINGS).message == f"unknown: {UNKNOWN}"

@@ -112,12 +112,22 @@ def test_an_adapter_that_would_be_taken(checked: Any, tmp_path: Path) -> None:
 def test_what_is_asked(checked: Any, tmp_path: Path) -> None:
     asked = checked(TAKEN)
 
-    _run(str(tmp_path), "--max-lora-rank", "64", "--model", "m", "--force", "--prompt", "a")
+    _run(str(tmp_path), "--max-lora-rank", "64", "--model", "m", "--force", "--task", "1")
 
     assert asked["source"] == tmp_path
     assert (asked["settings"].max_lora_rank, asked["settings"].model) == (64, "m")
-    assert (asked["force"], asked["against_peft"], asked["prompts"]) == (True, False, ["a"])
+    assert (asked["force"], asked["task"], asked["against_peft"]) == (True, 1, False)
     assert asked["settings"].max_virtual_tokens == Settings().max_virtual_tokens
+
+
+def test_what_is_asked_of_peft(checked: Any, tmp_path: Path) -> None:
+    asked = checked(TAKEN)
+
+    _run(str(tmp_path), "--against-peft")
+    assert (asked["against_peft"], asked["prompts"], asked["tolerance"]) == (True, None, 0.01)
+
+    _run(str(tmp_path), "--against-peft", "--prompt", "a", "--prompt", "b", "--tolerance", "0")
+    assert (asked["prompts"], asked["tolerance"]) == (["a", "b"], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +206,10 @@ def test_no_effect_is_told(checked: Any, tmp_path: Path) -> None:
         [".", "--max-lora-rank", "many"],
         [".", "--max-lora-rank", "0"],
         [".", "--precision", "int4"],
-        [".", "--prompt", ""],
-        [".", "--tolerance", "-1"],
+        [".", "--prompt", "a"],
+        [".", "--tolerance", "0.1"],
+        [".", "--against-peft", "--prompt", ""],
+        [".", "--against-peft", "--tolerance", "-1"],
     ],
 )
 def test_a_wrong_command_line(checked: Any, arguments: list[str]) -> None:
