@@ -62,6 +62,8 @@ class Architecture:
     this model cannot take a soft prompt, None where it can. `folder` has the base model's weights,
     with which copies of them are compared. `unadapted` are those of the modules to
     which the engine adds no LoRA. `tied` has, by a head's name, the embedding whose weights it has.
+    `fused` has, by the name of a module that is several in other models, how many of its rows are
+    which one's, in their order; only where that order is known.
     """
 
     names: frozenset[str]
@@ -72,6 +74,7 @@ class Architecture:
     folder: Path | None = None
     unadapted: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from app.adapters.validation.config import (
 )
 from app.adapters.validation.conversion import convert
 from app.adapters.validation.conversion.base import ConvertedConfig
+from app.adapters.validation.fused import as_trained
 from app.adapters.validation.lora import check_lora
 from app.adapters.validation.multitask import MultitaskConfig, check_multitask, check_task
 from app.adapters.validation.names import Tensors, named_as_peft_does
@@ -63,7 +64,7 @@ def validate(
     declared = config.base_model_name_or_path
     base_notes = () if force else tuple(check_base_model(declared, architecture.names))
     with open_weights(folder / WEIGHTS_FILE) as weights:
-        named = named_as_peft_does(weights, architecture)
+        named = named_as_peft_does(weights, as_trained(weights.keys(), architecture))
         tensors, copies = without_base_copies(named, architecture)
         checked = _check(config, tensors, architecture, limits, task)
         if checked.config_changes or starts_with_bom(folder / CONFIG_FILE):

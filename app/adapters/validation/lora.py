@@ -10,6 +10,7 @@ from app.adapters.validation.base_copies import tied_to
 from app.adapters.validation.by_module import by_module, by_module_if_it_runs
 from app.adapters.validation.checked import Checked, lora_facts, made_of
 from app.adapters.validation.config import LoRAConfig
+from app.adapters.validation.fused import as_trained, in_base_modules
 from app.adapters.validation.low_rank import (
     LowRank,
     LowRanks,
@@ -17,6 +18,7 @@ from app.adapters.validation.low_rank import (
     check_loras_run,
     check_module,
     check_rank,
+    check_size,
 )
 from app.adapters.validation.names import MAGNITUDE, PREFIX, Tensors, names_of
 from app.adapters.validation.patterns import CannotRun
@@ -44,41 +46,56 @@ def check_lora(
         AdapterRejected: PEFT would not load it, or not as it would be served.
     """
     check_loras_run(architecture)
+    trained_on = as_trained(tensors.names, architecture)
+    magnitudes = _magnitudes(config, tensors, trained_on is architecture)
     trained = tokens_beside_a_lora(config, tensors, architecture, limits)
-    tensors = tensors.without(trained.tensors)
+    modules = _modules_of(tensors.without((*magnitudes, *trained.tensors)).names, trained_on)
+    if not modules:
+        raise AdapterRejected(f"{WEIGHTS_FILE} has no tensors of a LoRA: train it before saving it")
+    ranks = _ranks(config, tensors, modules, trained_on)
+    check_rank(max(ranks.values()), limits)
+    default = config.lora_alpha
+    alphas = by_module("alpha_pattern", config.alpha_pattern, modules, default, trained_on)
+    scalings = {
+        module: alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
+        for module, rank in ranks.items()
+    }
+    for module, rank in ranks.items():
+        _check_pair(tensors, module, trained_on.modules[module], rank, scalings[module])
+        if config.use_dora:
+            _check_magnitude(tensors, module, trained_on)
+    notes = (
+        *(f"{name} is not there: it is 8, as PEFT has it" for name in _absent_numbers(config)),
+        *trained.notes,
+        *check_targets(config, modules, trained_on),
+        *untrained_modules(config),
+        *_untrained_biases(config),
+    )
+    if trained_on is architecture and not trained.tensors:
+        return Checked(lora_facts(ranks), notes, _config_changes(config, ranks, alphas))
+    own = _low_ranks(tensors, scalings, trained_on)
+    low_ranks, form_notes = in_base_modules(own, architecture, limits)
+    low_ranks = added(low_ranks, trained.low_ranks, limits)
+    check_size({m: each.rank for m, each in low_ranks.items()}, architecture, limits)
+    made = made_of(low_ranks, (*form_notes, *notes), architecture, trained.token_ids)
+    return made.with_weights({name: tensors.get_tensor(name) for name in magnitudes})
+
+
+def _magnitudes(config: LoRAConfig, tensors: Tensors, is_own_form: bool) -> list[str]:
+    """The names of DoRA's tensors beside those of a LoRA."""
     magnitudes = [name for name in tensors.names if name.endswith(f".{MAGNITUDE}")]
     if magnitudes and not config.use_dora:
         raise AdapterRejected(
             f"there are magnitudes, as {shown(magnitudes[0])}, and use_dora is false, so that PEFT "
             f"would leave them out: set it to true in {CONFIG_FILE}, or save the adapter again"
         )
-    modules = _modules_of(tensors.without(magnitudes).names, architecture)
-    if not modules:
-        raise AdapterRejected(f"{WEIGHTS_FILE} has no tensors of a LoRA: train it before saving it")
-    ranks = _ranks(config, tensors, modules, architecture)
-    check_rank(max(ranks.values()), limits)
-    default = config.lora_alpha
-    alphas = by_module("alpha_pattern", config.alpha_pattern, modules, default, architecture)
-    scalings = {
-        module: alphas[module] / (math.sqrt(rank) if config.use_rslora else rank)
-        for module, rank in ranks.items()
-    }
-    for module, rank in ranks.items():
-        _check_pair(tensors, module, architecture.modules[module], rank, scalings[module])
-        if config.use_dora:
-            _check_magnitude(tensors, module, architecture)
-    notes = (
-        *(f"{name} is not there: it is 8, as PEFT has it" for name in _absent_numbers(config)),
-        *trained.notes,
-        *check_targets(config, modules, architecture),
-        *untrained_modules(config),
-        *_untrained_biases(config),
-    )
-    if not trained.low_ranks:
-        return Checked(lora_facts(ranks), notes, _config_changes(config, ranks, alphas))
-    low_ranks = added(_low_ranks(tensors, scalings, architecture), trained.low_ranks, limits)
-    made = made_of(low_ranks, notes, architecture, trained.token_ids)
-    return made.with_weights({name: tensors.get_tensor(name) for name in magnitudes})
+    if config.use_dora and not is_own_form:
+        raise AdapterRejected(
+            "the base model has other modules in place of the adapter's, some of which are several "
+            "in the one and one in the other, and DoRA is not served in another form: train on "
+            "this base model, or with use_dora=False"
+        )
+    return magnitudes
 
 
 def _low_ranks(

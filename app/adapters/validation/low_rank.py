@@ -6,9 +6,10 @@ from typing import Any
 
 from app.adapters.archive import shown
 from app.engine.protocol import Architecture
-from app.errors import AdapterRejected
+from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.server import Limits
 
+BYTES_OF_A_NUMBER = 4
 A_OR_AN = {"linear": "a linear", "embedding": "an embedding"}
 
 
@@ -68,6 +69,30 @@ def check_rank(rank: int, limits: Limits, what: str = "LoRA", cause: str = "r") 
         raise AdapterRejected(
             f"the {what} has rank {shown(rank)} and the limit is {limits.max_lora_rank}: train "
             f"with a lower {cause}, or start the server with a higher --max-lora-rank"
+        )
+
+
+def check_size(
+    ranks: Mapping[str, int],
+    architecture: Architecture,
+    limits: Limits,
+    what: str = "LoRA",
+    cause: str = "r",
+) -> None:
+    """Whether a LoRA is within the limit as it is written. A small file can say a large one.
+
+    Raises:
+        AdapterTooLarge: it is not.
+    """
+    num_bytes = 0
+    for module, rank in ranks.items():
+        shape = architecture.modules[module]
+        num_bytes += rank * (shape.in_features + shape.out_features) * BYTES_OF_A_NUMBER
+    if num_bytes > limits.max_adapter_bytes:
+        raise AdapterTooLarge(
+            f"the {what} is a LoRA of {num_bytes:,} bytes and the limit is "
+            f"{limits.max_adapter_bytes:,}: train fewer modules, or with a lower {cause}, or start "
+            "the server with a higher --max-adapter-bytes"
         )
 
 

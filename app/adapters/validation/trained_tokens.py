@@ -13,7 +13,7 @@ from app.adapters.archive import shown
 from app.adapters.validation.base_copies import base_tensor
 from app.adapters.validation.checked import Checked, made_of
 from app.adapters.validation.config import LoRAConfig, TrainedTokensConfig
-from app.adapters.validation.low_rank import LowRank, LowRanks, check_loras_run
+from app.adapters.validation.low_rank import LowRank, LowRanks, check_loras_run, check_size
 from app.adapters.validation.names import PREFIX, Tensors
 from app.adapters.validation.targets import check_targets, untrained_modules
 from app.adapters.validation.tensors import read_tensor
@@ -127,14 +127,16 @@ def _read(
         if embedding in rows and _is_tied(head, embedding, rows, ids_of)
     }
     token_ids = {token_id for each in rows.values() for token_id in each.token_ids}
+    changed = {module: each for module, each in (rows | tied).items() if each.token_ids}
+    ranks = {module: len(each.token_ids) for module, each in changed.items()}
+    check_size(ranks, architecture, limits, "set of trained tokens", "number of them")
     return TrainedTokens(
         tensors=tuple(names.values()),
         modules=tuple(module for module in rows if module not in tied),
         token_ids=tuple(sorted(token_ids)),
         low_ranks={
             module: each.as_low_rank(architecture.modules[module])
-            for module, each in (rows | tied).items()
-            if each.token_ids
+            for module, each in changed.items()
         },
     )
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from vllm.config import ModelConfig, VllmConfig
 
+# The types of models whose fused weights have their parts one below the other, by the code of
+# transformers (its models/phi3/modeling_phi3.py). CodeGen's and MiniMax's qkv_proj have not.
+PLAINLY_FUSED = {"phi3"}
 NO_PLUGIN = "VLLM_PLUGINS leaves softserve out: add it, or unset the variable"
 
 
@@ -29,6 +32,7 @@ def describe_architecture(
         no_soft_prompts=_why_no_soft_prompts(config.model_config, settings),
         folder=Path(config.model_config.model),
         tied=_tied_in(model),
+        fused=_fused_in(model),
     )
 
 
@@ -40,6 +44,11 @@ def modules_of(config: Any) -> dict[str, ModuleShape]:
 def tied_in(config: Any) -> dict[str, str]:
     """The heads of a transformers config's model that have the weights of its embedding."""
     return _tied_in(_without_weights(config))
+
+
+def fused_in(config: Any) -> dict[str, dict[str, int]]:
+    """The fused modules of a transformers config's model whose rows are in a known order."""
+    return _fused_in(_without_weights(config))
 
 
 def _without_weights(config: Any) -> "PreTrainedModel":
@@ -62,6 +71,22 @@ def _tied_in(model: "PreTrainedModel") -> dict[str, str]:
         return {}
     names = {module: name for name, module in model.named_modules()}
     return {names[head]: names[embedding]}
+
+
+def _fused_in(model: "PreTrainedModel") -> dict[str, dict[str, int]]:
+    if model.config.model_type not in PLAINLY_FUSED:
+        return {}
+    fused = {}
+    for name, module in model.named_modules():
+        parent, _, last = name.rpartition(".")
+        if last == "qkv_proj":
+            queries = model.get_submodule(f"{parent}.o_proj").in_features
+            keys = (module.out_features - queries) // 2
+            fused[name] = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        elif last == "gate_up_proj":
+            half = module.out_features // 2
+            fused[name] = {"gate_proj": half, "up_proj": half}
+    return fused
 
 
 def _shape(module: "nn.Module") -> ModuleShape | None:

@@ -18,7 +18,7 @@ from app.adapters.validation import digest_of, validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture
 from app.engine.vllm.architecture import modules_of, tied_in
-from app.errors import AdapterRejected
+from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
 from tests.peft_types import TOKENS, WITH_TOKENS, make
@@ -134,6 +134,26 @@ def test_no_token_is_an_ordinary_lora(tmp_path: Path) -> None:
     version = validate(sent, architecture, LIMITS)
     assert (version.rank, version.target_modules) == (4, ("q_proj",))
     assert version.trained_tokens == ()
+    assert all("lora_" in name for name in load_file(sent / WEIGHTS_FILE))
+
+
+def test_a_dora_keeps_its_magnitudes(tmp_path: Path) -> None:
+    sent, architecture = saved(tmp_path, lora([1, 5], use_dora=True))
+    before = load_file(sent / WEIGHTS_FILE)
+    magnitudes = {name: tensor for name, tensor in before.items() if "magnitude" in name}
+    version = validate(sent, architecture, LIMITS)
+    after = load_file(sent / WEIGHTS_FILE)
+    assert version.trained_tokens == (1, 5)
+    assert len(magnitudes) == 2
+    assert all(torch.equal(after[name], tensor) for name, tensor in magnitudes.items())
+    assert not json.loads((sent / CONFIG_FILE).read_bytes())["use_dora"]
+
+
+def test_a_small_file_that_says_a_large_lora(tmp_path: Path) -> None:
+    """One half of it is as wide as the vocabulary."""
+    sent, architecture = saved(tmp_path, lora([1, 5]))
+    with pytest.raises(AdapterTooLarge, match="set of trained tokens is a LoRA of 9,024 bytes"):
+        validate(sent, architecture, Limits(max_adapter_bytes=9_000))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

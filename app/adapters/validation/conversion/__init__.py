@@ -7,6 +7,7 @@ algebra. Whatever is not exact is refused.
 from app.adapters.archive import shown
 from app.adapters.validation.checked import Checked, made_of
 from app.adapters.validation.conversion.base import ConvertedConfig
+from app.adapters.validation.fused import as_trained, in_base_modules
 from app.adapters.validation.low_rank import LowRanks, check_loras_run
 from app.adapters.validation.names import Tensors
 from app.adapters.validation.targets import check_targets, untrained_modules
@@ -24,12 +25,15 @@ def convert(
         AdapterRejected: PEFT would not load it, or it is not of low rank.
     """
     check_loras_run(architecture)
-    low_ranks = config.low_ranks(tensors, architecture, limits)
-    _check(low_ranks, config.title)
+    trained_on = as_trained(tensors.names, architecture)
+    trained = config.low_ranks(tensors, trained_on, limits)
+    _check(trained, config.title)
+    low_ranks, form_notes = in_base_modules(trained, architecture, limits)
     rank = max(low_rank.rank for low_rank in low_ranks.values())
     notes = (
         f"{config.title}: served as the LoRA of rank {rank} that it is equal to",
-        *check_targets(config, low_ranks, architecture),
+        *form_notes,
+        *check_targets(config, trained, trained_on),
         *untrained_modules(config),
     )
     return made_of(low_ranks, notes, architecture)

@@ -6,14 +6,12 @@ from typing import ClassVar
 
 from app.adapters.archive import shown
 from app.adapters.validation.config import TargetedConfig
-from app.adapters.validation.low_rank import LowRanks, check_module, check_rank
+from app.adapters.validation.low_rank import LowRanks, check_module, check_rank, check_size
 from app.adapters.validation.names import PREFIX, Tensors
 from app.engine.protocol import Architecture
-from app.errors import AdapterRejected, AdapterTooLarge
+from app.errors import AdapterRejected
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
-
-BYTES_OF_A_NUMBER = 4
 
 
 class ConvertedConfig(TargetedConfig):
@@ -42,17 +40,9 @@ class ConvertedConfig(TargetedConfig):
             AdapterRejected: a rank is too high.
             AdapterTooLarge: together they are too large.
         """
-        num_bytes = 0
-        for module, rank in ranks.items():
+        for rank in ranks.values():
             check_rank(rank, limits, self.title, self.cause_of_rank)
-            shape = architecture.modules[module]
-            num_bytes += rank * (shape.in_features + shape.out_features) * BYTES_OF_A_NUMBER
-        if num_bytes > limits.max_adapter_bytes:
-            raise AdapterTooLarge(
-                f"the {self.title} is a LoRA of {num_bytes:,} bytes and the limit is "
-                f"{limits.max_adapter_bytes:,}: train fewer modules, or with a lower "
-                f"{self.cause_of_rank}, or start the server with a higher --max-adapter-bytes"
-            )
+        check_size(ranks, architecture, limits, self.title, self.cause_of_rank)
 
 
 def parts_by_module(
