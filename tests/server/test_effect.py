@@ -89,7 +89,7 @@ def test_what_overflows_is_refused_and_harms_nobody(client: httpx.Client, tmp_pa
     question = {"prompt": [PROBE_TEXT] * 32, "max_new_tokens": 2, "adapter": NAME}
     expected = generate(client, **question)["completions"]
 
-    refused = put_adapter(client, NAME, write_lora(tmp_path / "huge", SMOLLM2_MODULES, scale=1e18))
+    refused = put_adapter(client, NAME, write_lora(tmp_path / "huge", SMOLLM2_MODULES, scale=1e37))
 
     assert refused.status_code == 422
     assert "the model's scores are not finite numbers" in refused.json()["error"]["message"]
