@@ -19,6 +19,7 @@ from app.engine.vllm.engine import engine_arguments
 from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
 from app.engine.vllm.loras import FIRST_ID
 from app.engine.vllm.soft_prompts import SoftPrompts
+from app.engine.vllm.unloaded import describe_unloaded
 from app.settings import Precision, Settings
 
 TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -92,7 +93,10 @@ Case = tuple[int, bool, bool]
 
 
 def main(folder: Path) -> None:
-    """Print `["NAME in PRECISION", {case: [by vLLM, by transformers]}]` for each."""
+    """Print `["NAME in PRECISION", {case: [by vLLM, by transformers]}]` for each.
+
+    And `["NAME in PRECISION: unadapted", [as the engine says, as is said without it]]`.
+    """
     settings = Settings(
         cache_dir=folder / "cache",
         kv_cache_gib=0.1,
@@ -106,8 +110,13 @@ def main(folder: Path) -> None:
     for name, precision in RUNS:
         run = f"{name} in {precision}"
         expected = by_transformers(name, precision, folder / run)
-        as_asked = settings.model_copy(update={"precision": precision})
-        got = by_vllm(folder / run, as_asked, cases_of(name))
+        as_asked = settings.model_copy(
+            update={"precision": precision, "model": str(folder / run / "model")}
+        )
+        described = describe_unloaded(as_asked).architecture
+        got, adapted = by_vllm(folder / run, as_asked, cases_of(name), list(described.modules))
+        unadapted = [sorted(described.modules.keys() - adapted), sorted(described.unadapted)]
+        print(json.dumps([f"{run}: unadapted", unadapted]), flush=True)  # noqa: T201
         compared = {str(case): [got[case], expected[case]] for case in expected}
         print(json.dumps([run, compared]), flush=True)  # noqa: T201
 
@@ -213,8 +222,10 @@ def round_to_int8(model: Any) -> None:
             module.weight = torch.nn.Parameter(rounded)
 
 
-def by_vllm(folder: Path, settings: Settings, cases: list[Case]) -> dict[Case, list[int]]:
-    """All cases in one batch."""
+def by_vllm(
+    folder: Path, settings: Settings, cases: list[Case], modules: list[str]
+) -> tuple[dict[Case, list[int]], set[str]]:
+    """All cases in one batch, and which of the modules have room for LoRAs."""
     import torch
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -248,9 +259,10 @@ def by_vllm(folder: Path, settings: Settings, cases: list[Case]) -> dict[Case, l
         for output in engine.step():
             if output.finished:
                 got[cases[int(output.request_id)]] = list(output.outputs[0].token_ids)
+    (adapted,) = engine.collective_rpc("softserve_adapted_modules", args=(modules,))
     del engine
     cleanup_dist_env_and_memory()
-    return got
+    return got, set(adapted)
 
 
 if __name__ == "__main__":

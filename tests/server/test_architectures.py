@@ -16,8 +16,11 @@ NUM_PROMPTS = 2
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By name and precision, then by case: the token ids by vLLM, those by transformers."""
+def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By name and precision, then by case: the token ids by vLLM, those by transformers.
+
+    And by `NAME in PRECISION: unadapted` two lists.
+    """
     folder = tmp_path_factory.mktemp("architectures")
     finished = subprocess.run(
         [sys.executable, "-m", "tests.server.architectures", str(folder)],
@@ -31,7 +34,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 @pytest.mark.parametrize(("name", "precision"), RUNS)
 def test_adapters_give_what_peft_gives(
-    compared: dict[str, dict[str, Any]], name: str, precision: Precision
+    compared: dict[str, Any], name: str, precision: Precision
 ) -> None:
     """Base, LoRA, soft prompt and both in one batch.
 
@@ -48,6 +51,16 @@ def test_adapters_give_what_peft_gives(
         # Activations are rounded to about 16 bits, and random models have close seconds.
         assert share_before_divergence(got.values(), expected.values()) >= 0.8
     assert len(set(texts_by_adapters(expected).values())) == len(cases) / NUM_PROMPTS
+
+
+@pytest.mark.parametrize(("name", "precision"), RUNS)
+def test_where_there_is_room_for_loras_is_known_without_loading(
+    compared: dict[str, Any], name: str, precision: Precision
+) -> None:
+    """`softserve adapter check` says what a server would."""
+    by_engine, unloaded = compared[f"{name} in {precision}: unadapted"]
+
+    assert unloaded == by_engine
 
 
 def texts_by_adapters(expected: dict[str, Any]) -> dict[tuple[bool, bool], str]:

@@ -1,14 +1,14 @@
 """What an adapter has to fit, of a model that is not loaded: its classes without its weights.
 
 vLLM's configuration is made as for a server with the same settings, and then the model and the
-layers that LoRAs are added to, on PyTorch's device without memory. Nothing is computed.
+layers that LoRAs are added to, with PyTorch's tensors without memory in place of weights.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -80,6 +80,7 @@ def describe_unloaded(settings: Settings) -> UnloadedModel:
 def _adapted_modules(config: "VllmConfig", names: list[str]) -> list[str]:
     """What a worker answers, which has the model itself."""
     import torch
+    from torch.overrides import TorchFunctionMode
     from vllm.lora.model_manager import create_lora_manager
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
@@ -87,7 +88,17 @@ def _adapted_modules(config: "VllmConfig", names: list[str]) -> list[str]:
     from app.engine.plugin.adapted import adapted_modules
 
     device = torch.device("meta")
-    with _alone(config), set_default_torch_dtype(config.model_config.dtype), device:
+
+    class WithoutMemory(TorchFunctionMode):  # type: ignore[misc]
+        """What a checkpoint fills, a model leaves empty; with the rest, it computes."""
+
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            changes = {"device": device} if function is torch.empty else {}
+            return function(*args, **(kwargs or {}) | changes)
+
+    with _alone(config), set_default_torch_dtype(config.model_config.dtype), WithoutMemory():
         manager = create_lora_manager(
             initialize_model(config),
             config.scheduler_config.max_num_seqs,
