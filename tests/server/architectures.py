@@ -21,6 +21,7 @@ from app.engine.vllm.loras import FIRST_ID
 from app.engine.vllm.soft_prompts import SoftPrompts
 from app.engine.vllm.unloaded import describe_unloaded
 from app.settings import Precision, Settings
+from softserve.schema.adapters import CONFIG_FILE
 
 TOKENS = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 SHAPE = {
@@ -163,6 +164,9 @@ def by_transformers(name: str, precision: Precision, folder: Path) -> dict[Case,
         if "lora_B" in parameter_name or "lora_embedding_A" in parameter_name:
             torch.nn.init.normal_(weights, std=0.3)
     model.save_pretrained(folder / "lora", save_embedding_layers=False)
+    # vLLM refuses the word DoRA, which admission takes out as well.
+    saved = folder / "lora" / CONFIG_FILE
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"use_dora": False}))
     embed = model.eval().get_input_embeddings()
 
     def complete(index: int, with_soft_prompt: bool) -> list[int]:
