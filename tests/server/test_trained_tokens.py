@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import httpx
@@ -37,10 +38,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=T
 def expected(peft_reference: PeftReference) -> Expected:
     """By PEFT, each on a base model of its own: it does not take all of them out again."""
     answers = {}
+    base = default_base()
     for name in (None, *WITH_TOKENS):
-        model = default_base()
+        model = base
         if name is not None:
-            model = make(model, name, peft_reference.folder / name)
+            model = make(deepcopy(base), name, peft_reference.folder / name)
         for pair in PAIRS:
             if pair[0] == name:
                 answers[pair] = complete(model, peft_reference, pair[1])

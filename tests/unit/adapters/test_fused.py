@@ -134,6 +134,23 @@ def test_a_models_own_adapters_stay_as_they_are(
     assert (tmp_path / WEIGHTS_FILE).read_bytes() == sent
 
 
+def test_another_name_and_wrappers(models: dict[str, Any], tmp_path: Path) -> None:
+    """Baichuan's name, in a file that a training framework wrote."""
+    adapted = train(models["phi3"], lora(target_modules=["qkv_proj"]), tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    renamed = {
+        f"module.{name.replace('qkv_proj', 'W_pack').replace('.weight', '.default.weight')}": tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(renamed, tmp_path / WEIGHTS_FILE)
+    fields = json.loads((tmp_path / CONFIG_FILE).read_bytes())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(fields | {"target_modules": ["W_pack"]}))
+    version = serve(tmp_path, "llama")
+    assert "'W_pack' are 'k_proj', 'q_proj', 'v_proj' in the base model" in version.notes[1]
+    served = logits(models["llama"], tmp_path)
+    torch.testing.assert_close(served, logits(adapted), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("trained_on", "targets"), [("llama", "q_proj"), ("phi3", "qkv_proj")])
 def test_other_types_too(
     models: dict[str, Any], trained_on: str, targets: str, tmp_path: Path

@@ -880,6 +880,7 @@ def test_copies_that_change_the_base_model(tmp_path: Path) -> None:
 # Whatever is sent.
 
 GOOD_CONFIG, GOOD_WEIGHTS = (content for _, content in as_files(*good_lora(MODULES)))
+FIELDS = [*lora_config(), "exclude_modules", "lora_bias", "trainable_token_indices"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
@@ -921,7 +922,7 @@ def test_edited_configurations(
 
 
 @PLAIN
-@given(field=st.sampled_from([*lora_config(), "exclude_modules", "lora_bias"]), value=JSON)
+@given(field=st.sampled_from(FIELDS), value=JSON)
 def test_configurations_of_other_types(
     tmp_path_factory: pytest.TempPathFactory, field: str, value: Any
 ) -> None:
