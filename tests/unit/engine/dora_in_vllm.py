@@ -1,6 +1,6 @@
 """Runs DoRAs through vLLM's LoRA layers; test_dora.py starts it.
 
-    python tests/unit/engine/dora_in_vllm.py cpu|cuda float32|int8 eager|compiled|graph
+    python tests/unit/engine/dora_in_vllm.py cpu|cuda float32|bfloat16|int8 eager|compiled|graph
 
 It writes {batch: {module: error}} to stdout, and what of a batch without DoRA changed.
 """
@@ -55,6 +55,7 @@ BATCHES = {
     "no DoRA": [4, 0, 4, 4, 0, 4],
 }
 Weights = dict[str, torch.Tensor]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 
 
 class Model(nn.Module, SupportsLoRA):  # type: ignore[misc]
@@ -79,10 +80,10 @@ class Model(nn.Module, SupportsLoRA):  # type: ignore[misc]
 def main(device: str, precision: str, mode: str) -> None:
     for plugin in (cpu_lora, int8, dora):
         plugin.register()
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(DTYPES[precision])
     torch.manual_seed(0)
     config = VllmConfig()
-    config.model_config = SimpleNamespace(dtype=torch.float32, is_moe=False)
+    config.model_config = SimpleNamespace(dtype=DTYPES[precision], is_moe=False)
     with set_current_vllm_config(config), TemporaryDirectory() as folder, torch.no_grad():
         store = f"file://{folder}/store"
         init_distributed_environment(1, 0, store, backend="gloo" if device == "cpu" else "nccl")
@@ -134,7 +135,7 @@ def make_adapter(weights: Weights, parts: tuple[str, ...], is_dora: bool) -> Wei
         tensors[f"{part}.lora_A.weight"] = torch.randn(RANK, size_in) / RANK
         tensors[f"{part}.lora_B.weight"] = torch.randn(size_out, RANK)
         if is_dora:
-            lengths = weights[part].norm(dim=1).float()
+            lengths = weights[part].norm(dim=1).to(torch.get_default_dtype())
             tensors[f"{part}{dora.MAGNITUDE}"] = lengths * (0.5 + torch.rand(size_out))
     return tensors
 
@@ -166,7 +167,7 @@ def worker(model: Model, device: str, *, is_eager: bool) -> Any:
             ),
         ),
     )
-    config.lora_config.lora_dtype = torch.float32
+    config.lora_config.lora_dtype = torch.get_default_dtype()
     of_requests = LRUCacheWorkerLoRAManager(config, torch.device(device), {})
     of_requests.create_lora_manager(model, config)
     manager = of_requests._adapter_manager
