@@ -44,7 +44,11 @@ Answers = dict[str | None, list[list[int]]]
 def main(folder: Path) -> None:
     """Print `["MODEL_TYPE", {adapter: [by vLLM, by PEFT]}]` for each form of the model."""
     settings = Settings(
-        cache_dir=folder / "cache", kv_cache_gib=0.1, context_window=256, max_lora_rank=12
+        cache_dir=folder / "cache",
+        precision="fp32",
+        kv_cache_gib=0.1,
+        context_window=256,
+        max_lora_rank=12,
     )
     prepare_environment(settings)
     prepare_cpu_environment(eager=True)
