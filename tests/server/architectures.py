@@ -43,6 +43,7 @@ GEMMA3N = GATED | {
     "laurel_rank": 8,
 }
 QV = ["q_proj", "v_proj"]
+WITH_EMBEDDINGS = [*QV, "embed_tokens", "lm_head"]
 ALL_LINEAR = "all-linear"
 # By model_type, or a name with the model_type in the config: the config, and the modules that a
 # LoRA changes.
@@ -66,12 +67,12 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str] | str]] = {
     ),
     "hrm_text": (SHAPE | {"intermediate_size": 256, "head_dim": 32}, ALL_LINEAR),
     "llama": (GATED, QV),
-    "qwen2": (GATED, QV),
+    "qwen2": (GATED, WITH_EMBEDDINGS),
     "qwen3": (GATED, QV),
-    "gemma": (GATED, QV),
+    "gemma": (GATED, WITH_EMBEDDINGS),
     "gemma3_text": (GATED | {"query_pre_attn_scalar": 32}, QV),
     "gemma3n_text": (GEMMA3N, ALL_LINEAR),
-    "mistral": (GATED | {"sliding_window": None}, QV),
+    "mistral": (GATED | {"sliding_window": None}, WITH_EMBEDDINGS),
 }
 # Their LoRAs are DoRAs.
 WITH_DORA = ("falcon with one key-value head",)

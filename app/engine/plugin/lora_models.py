@@ -1,4 +1,4 @@
-"""Text models that vLLM runs no LoRA on, though its LoRA layers fit theirs.
+"""Text models that vLLM runs no LoRA on, or none on their embeddings, though its LoRA layers fit.
 
 `with_loras` makes the class that says so. What vLLM wants to know of it is read from the model once
 it is made: which of its layers are several of PEFT's modules in one, and which are embeddings. The
@@ -27,10 +27,15 @@ ADDED = frozenset(
         "GPT2LMHeadModel",
         "GPTJForCausalLM",
         "Gemma3nForCausalLM",
+        "GemmaForCausalLM",
         "HrmTextForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
         "StableLmForCausalLM",
     }
 )
+
+MAX_HEAD_TOKENS = 258_048
 
 # By class: the parts of merged layers that are merged in its checkpoints too, and not in PEFT.
 _PARTS = {
@@ -81,5 +86,10 @@ def _embeddings(model: torch.nn.Module) -> dict[str, str]:
         if isinstance(module, ParallelLMHead)
         else "input_embeddings"
         for name, module in model.named_modules()
-        if isinstance(module, VocabParallelEmbedding)
+        if isinstance(module, VocabParallelEmbedding) and not _is_too_large(module)
     }
+
+
+def _is_too_large(module: VocabParallelEmbedding) -> bool:
+    """Whether vLLM's LoRA layer of a head would end the server (its layers/logits_processor.py)."""
+    return isinstance(module, ParallelLMHead) and module.org_vocab_size > MAX_HEAD_TOKENS
