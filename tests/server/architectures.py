@@ -33,15 +33,6 @@ SHAPE = {
 GATED = SHAPE | {"intermediate_size": 256, "num_key_value_heads": 2, "head_dim": 32}
 GPT = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}
 FALCON = SHAPE | {"model_type": "falcon"}
-GEMMA3N = GATED | {
-    "num_hidden_layers": 3,
-    "num_kv_shared_layers": 1,
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    "activation_sparsity_pattern": [0.95, 0.0, 0.0],
-    "vocab_size_per_layer_input": 512,
-    "hidden_size_per_layer_input": 16,
-    "laurel_rank": 8,
-}
 QV = ["q_proj", "v_proj"]
 WITH_EMBEDDINGS = [*QV, "embed_tokens", "lm_head"]
 ALL_LINEAR = "all-linear"
@@ -71,13 +62,12 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str] | str]] = {
     "qwen3": (GATED, QV),
     "gemma": (GATED, WITH_EMBEDDINGS),
     "gemma3_text": (GATED | {"query_pre_attn_scalar": 32}, QV),
-    "gemma3n_text": (GEMMA3N, ALL_LINEAR),
     "mistral": (GATED | {"sliding_window": None}, WITH_EMBEDDINGS),
 }
-# Their LoRAs are DoRAs.
-WITH_DORA = ("falcon with one key-value head",)
-# The architectures take none.
-NO_SOFT_PROMPTS = ("gemma3n_text", "hrm_text")
+# Their LoRAs are DoRAs: rows in another order, biases, and two that also run in INT8.
+WITH_DORA = ("falcon with one key-value head", "opt", "llama")
+# It takes none.
+NO_SOFT_PROMPTS = ("hrm_text",)
 # It runs its layers many times over, in which rounding errors would grow with larger weights.
 STD = {"hrm_text": 0.1}
 # Linear layers under other names, with biases, and output heads that are the embedding's weights.

@@ -26,7 +26,6 @@ ADDED = frozenset(
         "FalconForCausalLM",
         "GPT2LMHeadModel",
         "GPTJForCausalLM",
-        "Gemma3nForCausalLM",
         "GemmaForCausalLM",
         "HrmTextForCausalLM",
         "MistralForCausalLM",
@@ -34,7 +33,7 @@ ADDED = frozenset(
         "StableLmForCausalLM",
     }
 )
-
+# What vLLM's LoRA layer of a head takes (its lora/layers/logits_processor.py).
 MAX_HEAD_TOKENS = 258_048
 
 # By class: the parts of merged layers that are merged in its checkpoints too, and not in PEFT.
@@ -91,5 +90,5 @@ def _embeddings(model: torch.nn.Module) -> dict[str, str]:
 
 
 def _is_too_large(module: VocabParallelEmbedding) -> bool:
-    """Whether vLLM's LoRA layer of a head would end the server (its layers/logits_processor.py)."""
+    """Whether vLLM's LoRA layer of it would end the server."""
     return isinstance(module, ParallelLMHead) and module.org_vocab_size > MAX_HEAD_TOKENS
