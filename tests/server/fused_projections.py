@@ -35,6 +35,8 @@ ADAPTERS: dict[str, tuple[str, list[str]]] = {
     ),
     "attention of phi3": ("phi3", ["qkv_proj"]),
     "all of phi3": ("phi3", ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
+    "DoRA of llama": ("llama", ["q_proj", "k_proj", "v_proj", "down_proj"]),
+    "DoRA of phi3": ("phi3", ["qkv_proj", "gate_up_proj"]),
 }
 MODEL_TYPES = ("llama", "phi3")
 # By adapter, None for the base model alone: the token ids that follow each prompt.
@@ -104,12 +106,17 @@ def by_peft(folder: Path) -> Answers:
     answers: Answers = {None: [complete(models["llama"], prompt) for prompt in PROMPTS]}
     for name, (model_type, modules) in ADAPTERS.items():
         torch.manual_seed(1)
-        config = LoraConfig("CAUSAL_LM", r=4, lora_alpha=8, target_modules=modules)
+        is_dora = name.startswith("DoRA")
+        config = LoraConfig(
+            "CAUSAL_LM", r=4, lora_alpha=8, target_modules=modules, use_dora=is_dora
+        )
         model = get_peft_model(deepcopy(models[model_type]), config).eval()
         for parameter_name, weights in model.named_parameters():
             # PEFT begins with zeros in these.
             if "lora_B" in parameter_name:
                 torch.nn.init.normal_(weights, std=0.1)
+            elif "lora_magnitude" in parameter_name:
+                weights.data *= 0.8 + 0.4 * torch.rand(weights.shape)
         model.save_pretrained(folder / "sent" / name)
         answers[name] = [complete(model, prompt) for prompt in PROMPTS]
     return answers

@@ -9,8 +9,10 @@ It is not so where the rows of a fused weight are interleaved by head: such modu
 names than these, or are not in `Architecture.fused`.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from app.adapters.archive import shown
 from app.adapters.validation.low_rank import LowRank, LowRanks
@@ -22,6 +24,16 @@ from softserve.schema.server import Limits
 QKV = ("q_proj", "k_proj", "v_proj")
 # By the last name of a fused module, those of its parts in the order of their rows.
 PARTS = {"qkv_proj": QKV, "W_pack": QKV, "gate_up_proj": ("gate_proj", "up_proj")}
+EVERY_ROW = slice(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where rows of an adapter's module lie: which of `theirs` are which of `ours` in `module`."""
+
+    module: str
+    theirs: slice
+    ours: slice
 
 
 def as_trained(names: Iterable[str], architecture: Architecture) -> Architecture:
@@ -55,8 +67,12 @@ def in_base_modules(
         return low_ranks, ()
     found: dict[str, LowRank] = {}
     for module, low_rank in low_ranks.items():
-        for name, part in _in_base(module, low_rank, architecture):
-            found[name] = found[name] + part if name in found else part
+        for place in _places(module, architecture):
+            b = low_rank.b.new_zeros(architecture.modules[place.module].out_features, low_rank.rank)
+            b[place.ours] = low_rank.b[place.theirs]
+            # Tensors of a file share no memory.
+            part = LowRank(low_rank.a.clone(), b)
+            found[place.module] = found[place.module] + part if place.module in found else part
     theirs = ", ".join(map(shown, last_names(others)))
     ours = ", ".join(map(shown, last_names(found.keys() - low_ranks.keys())))
     rank = max(low_rank.rank for low_rank in found.values())
@@ -71,6 +87,29 @@ def in_base_modules(
         f"{rank} that it is equal to there"
     )
     return found, (note,)
+
+
+def magnitudes_in_base_modules(
+    magnitudes: Mapping[str, Any], architecture: Architecture
+) -> dict[str, Any]:
+    """DoRA's magnitudes of the base model's own modules, from those of the adapter's.
+
+    Raises:
+        AdapterRejected: of a fused module, a part has none: it would have to stay as it is.
+    """
+    found: dict[str, Any] = {}
+    for module, magnitude in magnitudes.items():
+        for place in _places(module, architecture):
+            width = architecture.modules[place.module].out_features
+            whole = found.setdefault(place.module, magnitude.new_full((width,), math.nan))
+            whole[place.ours] = magnitude[place.theirs]
+    for module, whole in found.items():
+        if whole.isnan().any():
+            raise AdapterRejected(
+                f"the base model has {shown(module)} in one, and the adapter, a DoRA, changes some "
+                "of its parts alone: train all of them, or with use_dora=False"
+            )
+    return found
 
 
 def _parts(module: str, words: set[str], architecture: Architecture) -> dict[str, ModuleShape]:
@@ -98,30 +137,23 @@ def _whole(module: str, words: set[str], architecture: Architecture) -> dict[str
     return {}
 
 
-def _in_base(
-    module: str, low_rank: LowRank, architecture: Architecture
-) -> Iterator[tuple[str, LowRank]]:
+def _places(module: str, architecture: Architecture) -> Iterator[_Place]:
     parent, _, last = module.rpartition(".")
     if module in architecture.modules:
-        yield module, low_rank
+        yield _Place(module, EVERY_ROW, EVERY_ROW)
     elif last in PARTS:
         first = 0
         for part in (f"{parent}.{part}" for part in PARTS[last]):
             end = first + architecture.modules[part].out_features
-            # Tensors of a file share no memory.
-            yield part, LowRank(low_rank.a.clone(), low_rank.b[first:end].clone())
+            yield _Place(part, slice(first, end), EVERY_ROW)
             first = end
     else:
-        yield _in_whole(parent, last, low_rank, architecture)
+        yield _in_whole(parent, last, architecture)
 
 
-def _in_whole(
-    parent: str, part: str, low_rank: LowRank, architecture: Architecture
-) -> tuple[str, LowRank]:
+def _in_whole(parent: str, part: str, architecture: Architecture) -> _Place:
     for fused, widths in architecture.fused.items():
         if fused.rpartition(".")[0] == parent and part in widths:
-            b = low_rank.b.new_zeros(sum(widths.values()), low_rank.rank)
             first = sum(list(widths.values())[: list(widths).index(part)])
-            b[first : first + widths[part]] = low_rank.b
-            return fused, LowRank(low_rank.a, b)
+            return _Place(fused, EVERY_ROW, slice(first, first + widths[part]))
     raise AssertionError(f"{parent}.{part} is in no fused module")

@@ -10,7 +10,7 @@ from app.adapters.validation.base_copies import tied_to
 from app.adapters.validation.by_module import by_module, by_module_if_it_runs
 from app.adapters.validation.checked import Checked, lora_facts, made_of
 from app.adapters.validation.config import LoRAConfig
-from app.adapters.validation.fused import as_trained, in_base_modules
+from app.adapters.validation.fused import as_trained, in_base_modules, magnitudes_in_base_modules
 from app.adapters.validation.low_rank import (
     LowRank,
     LowRanks,
@@ -47,7 +47,7 @@ def check_lora(
     """
     check_loras_run(architecture)
     trained_on = as_trained(tensors.names, architecture)
-    magnitudes = _magnitudes(config, tensors, trained_on is architecture)
+    magnitudes = _magnitudes(config, tensors)
     trained = tokens_beside_a_lora(config, tensors, architecture, limits)
     modules = _modules_of(tensors.without((*magnitudes, *trained.tensors)).names, trained_on)
     if not modules:
@@ -78,10 +78,12 @@ def check_lora(
     low_ranks = added(low_ranks, trained.low_ranks, limits)
     check_size({m: each.rank for m, each in low_ranks.items()}, architecture, limits)
     made = made_of(low_ranks, (*form_notes, *notes), architecture, trained.token_ids)
-    return made.with_weights({name: tensors.get_tensor(name) for name in magnitudes})
+    if not magnitudes:
+        return made
+    return made.with_weights(_magnitudes_served(tensors, modules, architecture))
 
 
-def _magnitudes(config: LoRAConfig, tensors: Tensors, is_own_form: bool) -> list[str]:
+def _magnitudes(config: LoRAConfig, tensors: Tensors) -> list[str]:
     """The names of DoRA's tensors beside those of a LoRA."""
     magnitudes = [name for name in tensors.names if name.endswith(f".{MAGNITUDE}")]
     if magnitudes and not config.use_dora:
@@ -89,13 +91,19 @@ def _magnitudes(config: LoRAConfig, tensors: Tensors, is_own_form: bool) -> list
             f"there are magnitudes, as {shown(magnitudes[0])}, and use_dora is false, so that PEFT "
             f"would leave them out: set it to true in {CONFIG_FILE}, or save the adapter again"
         )
-    if config.use_dora and not is_own_form:
-        raise AdapterRejected(
-            "the base model has other modules in place of the adapter's, some of which are several "
-            "in the one and one in the other, and DoRA is not served in another form: train on "
-            "this base model, or with use_dora=False"
-        )
     return magnitudes
+
+
+def _magnitudes_served(
+    tensors: Tensors, modules: Iterable[str], architecture: Architecture
+) -> dict[str, Any]:
+    own = {module: tensors.get_tensor(_magnitude_of(module)) for module in modules}
+    served = magnitudes_in_base_modules(own, architecture)
+    return {_magnitude_of(module): magnitude for module, magnitude in served.items()}
+
+
+def _magnitude_of(module: str) -> str:
+    return f"{PREFIX}{module}.{MAGNITUDE}"
 
 
 def _low_ranks(
@@ -209,7 +217,7 @@ def _check_magnitude(tensors: Tensors, module: str, architecture: Architecture) 
             f"DoRA runs on the linear modules of layers, and {shown(module)} is none of them: "
             "train without it in target_modules, or with use_dora=False"
         )
-    name = f"{PREFIX}{module}.{MAGNITUDE}"
+    name = _magnitude_of(module)
     if name not in tensors.names:
         raise AdapterRejected(f"module {shown(module)} has no {MAGNITUDE}: save the adapter again")
     read_tensor(tensors, name, (shape.out_features,), "(out_features,)")

@@ -165,16 +165,37 @@ def test_other_types_too(
     assert any("AdaLoRA: served as" in note for note in version.notes)
 
 
-@pytest.mark.parametrize("has_magnitudes", [True, False])
-def test_dora_is_served_in_its_own_form(
-    models: dict[str, Any], has_magnitudes: bool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("trained_on", "targets"),
+    [("llama", ["q_proj", "k_proj", "v_proj", "o_proj"]), ("phi3", ["qkv_proj", "o_proj"])],
+)
+def test_the_magnitudes_of_a_dora_go_with_the_rows(
+    models: dict[str, Any], trained_on: str, targets: list[str], tmp_path: Path
 ) -> None:
+    """On the engine, tests/server/test_fused_projections.py compares the text."""
+    train(models[trained_on], lora(target_modules=targets, use_dora=True), tmp_path)
+    sent = magnitudes(tmp_path)
+
+    serve(tmp_path, OTHER[trained_on])
+
+    apart, fused = (sent, magnitudes(tmp_path))[:: 1 if trained_on == "llama" else -1]
+    prefix = "base_model.model.model.layers.1.self_attn."
+    together = torch.cat([apart[f"{prefix}{part}"] for part in ("q_proj", "k_proj", "v_proj")])
+    assert (fused[f"{prefix}qkv_proj"] == together).all()
+    assert (fused[f"{prefix}o_proj"] == apart[f"{prefix}o_proj"]).all()
+    assert (len(apart), len(fused)) == (8, 4)
+
+
+def magnitudes(folder: Path) -> dict[str, torch.Tensor]:
+    """By module."""
+    end = ".lora_magnitude_vector"
+    tensors = load_file(folder / WEIGHTS_FILE)
+    return {name.removesuffix(end): each for name, each in tensors.items() if name.endswith(end)}
+
+
+def test_a_dora_of_some_parts(models: dict[str, Any], tmp_path: Path) -> None:
     train(models["llama"], lora(target_modules=["q_proj"], use_dora=True), tmp_path)
-    if not has_magnitudes:
-        tensors = load_file(tmp_path / WEIGHTS_FILE)
-        kept = {name: tensor for name, tensor in tensors.items() if "magnitude" not in name}
-        save_file(kept, tmp_path / WEIGHTS_FILE)
-    with pytest.raises(AdapterRejected, match="DoRA is not served in another form: train on this"):
+    with pytest.raises(AdapterRejected, match=r"qkv_proj' in one, and .* of its parts alone"):
         serve(tmp_path, "phi3")
 
 
