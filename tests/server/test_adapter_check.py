@@ -109,8 +109,9 @@ def test_a_model_that_takes_no_loras(tmp_path: Path) -> None:
     """What a server of it says (test_odd_models.py), said without loading it."""
     experts = {"intermediate_size": 128, "num_key_value_heads": 2, "num_local_experts": 4}
     model = make_model(tmp_path / "model", "mixtral", **experts, sliding_window=None)
+    save_lora(lora := tmp_path / "lora", model)
 
-    report = check(save_lora(tmp_path / "lora", model), "--model", str(model))
+    report = check(lora, "--model", str(model))
 
     assert report.verdict == "refused"
     assert report.message is not None
