@@ -259,6 +259,32 @@ def mixed(
 
 
 @cli.command()
+def dora(rounds: Rounds = 4, clients: int = 16, requests: int = 32) -> None:
+    """A DoRA of rank 8 on all linear modules, against a LoRA of the same: to add, and to run."""
+    with bench() as this, this.server() as server:
+        adding: dict[str, float] = {}
+        for name in ("LoRA", "DoRA"):
+            parent = this.folder / name
+            parent.mkdir()
+            (folder,) = make_loras(
+                this.model, parent, 1, RANK, target_modules="all-linear", use_dora=name == "DoRA"
+            )
+            started = time.perf_counter()
+            add(server, name, folder)
+            adding[name] = time.perf_counter() - started
+        prompts = make_prompts(requests, 64, this.tokenize, seed=0)
+        named = {"base": {}, "LoRA": {"adapter": "LoRA"}, "DoRA": {"adapter": "DoRA"}}
+        loads = {
+            name: [[body(prompt, 64, **fields) for prompt in prompts]] * (rounds + 1)
+            for name, fields in named.items()
+        }
+        results = this.measure_in_turns(server, loads, clients)
+    for name, seconds in adding.items():
+        typer.echo(f"a {name} is live after {seconds:.2f} s")
+    print_results(f"{clients} clients, 64 tokens in, 64 out", results, against="LoRA")
+
+
+@cli.command()
 def thousand(count: int = 1000, rank: int = 4) -> None:
     """Many registered adapters: the start, the memory, and a request to each of them."""
     with bench() as this:

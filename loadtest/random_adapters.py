@@ -17,11 +17,12 @@ from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 SCALE = 0.02
 
 
-def make_loras(model: Path, folder: Path, count: int, rank: int) -> list[Path]:
+def make_loras(
+    model: Path, folder: Path, count: int, rank: int, **options: str | bool
+) -> list[Path]:
     """`count` LoRAs on the attention's q and v, each in a folder below `folder`."""
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"]
-    )
+    fields = {"target_modules": ["q_proj", "v_proj"], **options}
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=rank, **fields)
     return _with_weights(_template(model, config, folder / "template"), folder, "lora", count)
 
 
@@ -37,14 +38,20 @@ def _template(model: Path, config: LoraConfig | PromptTuningConfig, folder: Path
 
 
 def _with_weights(template: Path, folder: Path, name: str, count: int) -> list[Path]:
-    shapes = {key: each.shape for key, each in load_file(template / WEIGHTS_FILE).items()}
+    tensors = load_file(template / WEIGHTS_FILE)
     made = [folder / f"{name}-{seed}" for seed in range(count)]
     for seed, each in enumerate(made):
         each.mkdir()
         shutil.copy(template / CONFIG_FILE, each)
         generator = torch.Generator().manual_seed(seed)
+        noise = {
+            key: SCALE * torch.randn(each.shape, generator=generator)
+            for key, each in tensors.items()
+        }
+        # A magnitude is near the length of the base model's row.
         weights = {
-            key: SCALE * torch.randn(shape, generator=generator) for key, shape in shapes.items()
+            key: tensors[key] * (1 + each) if key.endswith("magnitude_vector") else each
+            for key, each in noise.items()
         }
         save_file(weights, each / WEIGHTS_FILE)
     shutil.rmtree(template)

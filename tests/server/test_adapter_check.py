@@ -20,7 +20,7 @@ from app.engine.model.default import NAME, default_model, progress_on_stderr
 from app.engine.reference import Completed, follow
 from app.errors import ReferenceFailed
 from app.settings import Settings
-from softserve.schema.checks import AgainstPeft, CheckReport
+from softserve.schema.checks import AgainstPeft, CheckReport, ComparedPrompt
 from tests.adapter_files import write_multitask
 from tests.bad_adapters import BAD_ADAPTERS, BadAdapter
 from tests.server.peft_reference import HIDDEN_SIZE, SMOLLM2_MODULES, PeftReference
@@ -76,6 +76,11 @@ def check(folder: Path, *arguments: str) -> CheckReport:
 def compared(report: CheckReport) -> AgainstPeft:
     assert report.against_peft is not None, report.message
     return report.against_peft
+
+
+def changes_more_than(prompt: ComparedPrompt, log_probability: float) -> bool:
+    """Whether the adapter does. It need not change the most likely token at any position."""
+    return prompt.largest_change is not None and prompt.largest_change > log_probability
 
 
 def test_an_adapter_that_ships() -> None:
@@ -137,7 +142,8 @@ def test_a_lora_gives_what_peft_gives_and_another_does_not(peft_reference: PeftR
     assert len(against_peft.prompts) == 4
     for prompt in against_peft.prompts:
         assert (len(prompt.token_ids), prompt.divergence) == (32, None)
-        assert prompt.changed_at is not None
+        assert changes_more_than(prompt, against_peft.tolerance)
+    assert any(prompt.changed_at is not None for prompt in against_peft.prompts)
     # The same texts along another adapter: a difference would be found.
     other = follow(
         default_model(Settings().cache_dir, progress_on_stderr()),
@@ -145,11 +151,12 @@ def test_a_lora_gives_what_peft_gives_and_another_does_not(peft_reference: PeftR
         "float32",
         [Completed(each.prompt_token_ids, each.token_ids) for each in against_peft.prompts],
     )
-    for prompt, choices in zip(against_peft.prompts, other.adapted, strict=True):
-        logprobs = [each for each in prompt.logprobs if each is not None]
-        found = difference(prompt.token_ids, logprobs, choices)
-        assert found.divergence is not None
-        assert not found.is_within(against_peft.tolerance)
+    found = [
+        difference(prompt.token_ids, [each or 0.0 for each in prompt.logprobs], choices)
+        for prompt, choices in zip(against_peft.prompts, other.adapted, strict=True)
+    ]
+    assert not any(each.is_within(against_peft.tolerance) for each in found)
+    assert any(each.divergence is not None for each in found)
 
 
 def test_peft_that_cannot_load_it_is_told(tmp_path: Path) -> None:
@@ -171,7 +178,7 @@ def test_a_multitask_soft_prompt_gives_what_peft_gives(tmp_path: Path) -> None:
     for prompt in (first, second):
         assert (prompt.prompt, len(prompt.token_ids)) == ("The sky is", 32)
         assert prompt.divergence is None
-        assert prompt.changed_at is not None
+        assert changes_more_than(prompt, 0.01)
 
 
 def test_a_terminated_check_leaves_nothing() -> None:
