@@ -111,7 +111,7 @@ def base_tensor(
     """What the base model's folder has of a module; a tied head has its embeddings' weights."""
     from safetensors import safe_open
 
-    for candidate in (module, *tied_to(module, architecture)):
+    for candidate in (module, *_tied_to(module, architecture)):
         for file in _weight_files(architecture.folder):
             with safe_open(file, framework="pt") as weights:
                 names: list[str] = list(weights.keys())
@@ -133,7 +133,7 @@ def _stored_name(name: str, stored: list[str]) -> str | None:
     return ends[0] if len(ends) == 1 else None
 
 
-def tied_to(module: str, architecture: Architecture) -> list[str]:
+def _tied_to(module: str, architecture: Architecture) -> list[str]:
     """The embeddings of the vocabulary, if a module is a head, which may have their weights."""
     head = architecture.modules[module]
     if head.kind != "linear":

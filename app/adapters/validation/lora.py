@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from app.adapters.archive import shown
-from app.adapters.validation.base_copies import tied_to
 from app.adapters.validation.by_module import by_module, by_module_if_it_runs
 from app.adapters.validation.checked import Checked, lora_facts, made_of
 from app.adapters.validation.config import LoRAConfig
@@ -33,6 +32,8 @@ from softserve.schema.server import Limits
 
 # Of a mixture: the engine keeps them together.
 EXPERTS = ".experts."
+# By its number. The head lies outside of them.
+IN_A_LAYER = re.compile(r"\.\d+\.")
 MAX_FP32 = 3.4028234e38
 TENSOR = re.compile(r"base_model\.model\.(.*)\.lora_(?:[AB]\.weight|(embedding)_[AB])")
 
@@ -212,7 +213,7 @@ def _check_pair(weights: Any, module: str, shape: ModuleShape, rank: int, scalin
 
 def _check_magnitude(tensors: Tensors, module: str, architecture: Architecture) -> None:
     shape = architecture.modules[module]
-    if shape.kind == "embedding" or tied_to(module, architecture) or EXPERTS in module:
+    if shape.kind == "embedding" or not IN_A_LAYER.search(module) or EXPERTS in module:
         raise AdapterRejected(
             f"DoRA runs on the linear modules of layers, and {shown(module)} is none of them: "
             "train without it in target_modules, or with use_dora=False"
