@@ -88,7 +88,7 @@ def check(
     if prompt is not None and not all(prompt):
         raise typer.BadParameter("a prompt is empty", param_hint="--prompt")
     # A terminated run leaves as an interrupted one does, and takes its files and processes along.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     configure_logging("text", "warning")
     with _stdout_to_stderr(), Console(stderr=True).status("the adapter is checked"):
         report = _checked(

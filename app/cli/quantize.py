@@ -21,7 +21,7 @@ def quantize(
     ] = None,
 ) -> None:
     # A terminated run leaves as an interrupted one does, and takes what it has written along.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # PyTorch's import takes seconds, which the help has not to wait for.
     from app.quantization.checkpoint import quantize_checkpoint, quantize_progress
 
