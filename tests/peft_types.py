@@ -1,6 +1,7 @@
 """Adapters of the types that are served as what they are equal to, made by PEFT itself."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 
-from softserve.schema.adapters import WEIGHTS_FILE
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 SOME = ["q_proj", "v_proj", "down_proj"]
 # In the default model's vocabulary: " a", " of", " is" and ":".
@@ -34,12 +35,11 @@ TOKENS = [282, 253, 314, 42]
 class Made:
     """How PEFT makes an adapter of a type, and how far its numbers are from zero.
 
-    `std` is large enough that the base model's text changes, and `finish` changes what was saved.
+    `std` is large enough that the base model's text changes.
     """
 
     config: Callable[[], Any]
     std: float
-    finish: Callable[[Path], None] = lambda folder: None
 
 
 def adalora() -> Any:
@@ -218,12 +218,15 @@ def make(base: Any, name: str, folder: Path) -> Any:
             is_magnitude = "lora_magnitude_vector" in parameter_name
             parameter.data = parameter.data * (1 + 10 * noise) if is_magnitude else noise
     model.save_pretrained(folder)
-    made.finish(folder)
     return model
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Change the tensors that were saved."""
+def change_files(
+    folder: Path, fields: Mapping[str, Any], change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    """Change what was saved: these fields of its configuration, and its tensors."""
+    config = json.loads((folder / CONFIG_FILE).read_bytes())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | fields))
     tensors = load_file(folder / WEIGHTS_FILE)
     change(tensors)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

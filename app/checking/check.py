@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.adapters.version import AdapterVersion
 from app.checking.admission import admitted
 from app.checking.against_peft import PROMPTS, compare_with_peft
 from app.settings import Settings
@@ -29,29 +28,15 @@ def check_adapter(
         SoftserveError: it cannot be told.
     """
     with admitted(source, settings, force=force, task=task) as adapter:
+        version = adapter.version
         report = CheckReport(
             verdict="taken",
             message=None if adapter.model.unknown is None else f"unknown: {adapter.model.unknown}",
             model=adapter.model.name,
-            adapter=_described(adapter.version),
+            adapter=CheckedAdapter(version=version.digest, kind=version.kind, **version.facts),
         )
         if against_peft:
             compared = compare_with_peft(adapter, settings, prompts or PROMPTS, tolerance)
             report.against_peft = compared
             report.verdict = "taken" if compared.equal else "differs"
         return report
-
-
-def _described(version: AdapterVersion) -> CheckedAdapter:
-    return CheckedAdapter(
-        version=version.digest,
-        kind=version.kind,
-        size_bytes=version.size_bytes,
-        base_model=version.base_model,
-        rank=version.rank,
-        target_modules=list(version.target_modules),
-        virtual_tokens=version.num_virtual_tokens,
-        tasks=version.num_tasks,
-        task=version.task,
-        notes=list(version.notes),
-    )

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from app.cli.adapter_check_report import print_report
+from app.cli.adapters import Force, Task
 from app.cli.console import missing_package
 from app.cli.options import flag, with_options
 from app.errors import AdapterRejected, SoftserveError
@@ -51,13 +52,8 @@ def check(
         Path,
         typer.Argument(exists=True, help="A PEFT folder, or a .tar.gz, .tgz, .tar or .zip of one."),
     ],
-    force: Annotated[
-        bool, typer.Option("--force", help="Take an adapter that declares another base model.")
-    ] = False,
-    task: Annotated[
-        int | None,
-        typer.Option(min=0, help="Of a multitask soft prompt: take this task alone."),
-    ] = None,
+    force: Force = False,
+    task: Task = None,
     against_peft: Annotated[
         bool,
         typer.Option(

@@ -34,6 +34,13 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 ADAPTERS = Family("an adapter", "/adapters", AdapterOut)
 
 Name = Annotated[str, typer.Argument(help="The adapter's name.")]
+# Of what is added, or checked as if it were.
+Force = Annotated[
+    bool, typer.Option("--force", help="Take an adapter that declares another base model.")
+]
+Task = Annotated[
+    int | None, typer.Option(min=0, help="Of a multitask soft prompt: take this task alone.")
+]
 
 CHECK = LateCommand(
     "check",
@@ -90,13 +97,8 @@ def add(
     revision: Annotated[
         str | None, typer.Option(help="Of a hub id: a branch, a tag or a commit.")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Take an adapter that declares another base model.")
-    ] = False,
-    task: Annotated[
-        int | None,
-        typer.Option(min=0, help="Of a multitask soft prompt: take this task alone."),
-    ] = None,
+    force: Force = False,
+    task: Task = None,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
 ) -> None:

@@ -51,18 +51,10 @@ def adapter_out(adapters: AdapterRegistry, record: Record) -> AdapterOut:
 def _version_out(
     adapters: AdapterRegistry, record: Record, entry: Entry, num_requests: int
 ) -> VersionOut:
-    version = adapters.names.store.version(entry.digest)
     return VersionOut(
         **_version_fields(record, entry),
+        **adapters.names.store.version(entry.digest).facts,
         loaded=adapters.is_loaded(entry.digest),
-        size_bytes=version.size_bytes,
-        base_model=version.base_model,
-        rank=version.rank,
-        target_modules=list(version.target_modules),
-        virtual_tokens=version.num_virtual_tokens,
-        tasks=version.num_tasks,
-        task=version.task,
-        notes=list(version.notes),
         effect=_effect_out(entry.effect),
         warning=warning_of(entry.effect),
         requests=num_requests,

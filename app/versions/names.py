@@ -148,9 +148,7 @@ class Names(Generic[V]):
         """
         async with self.changing(name, version.digest) as record:
             if record.live == version.digest:
-                async with self._ready(version):
-                    claim = claimed(record, source, watched)
-                    return await self._save(await self._with_effect(claim, version))
+                return await self._save(await self._claim(record, source, watched, version))
             if record.live is not None and record.kind != kind:
                 self._refuse_kind(record, kind)
             await self.in_thread(self.store.add, folder, version)
@@ -244,6 +242,14 @@ class Names(Generic[V]):
                     yield record
             finally:
                 await self._clear({*record.digests, *added})
+
+    async def _claim(self, record: Record, source: str, watched: Watched | None, live: V) -> Record:
+        """The record once its live version is published again, which is loaded to be measured."""
+        claim = claimed(record, source, watched)
+        if claim.effect is not None or self._measure is None:
+            return claim
+        async with self._ready(live):
+            return await self._with_effect(claim, live)
 
     async def _with_effect(self, record: Record, live: V) -> Record:
         """What its live version changes is on record, unless it became live before that was."""

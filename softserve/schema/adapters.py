@@ -51,10 +51,9 @@ class EffectOut(BaseModel):
     )
 
 
-class VersionOut(VersionFields):
-    """One version of an adapter."""
+class VersionFacts(BaseModel):
+    """What was learned of a version from its files."""
 
-    loaded: bool = Field(description="Whether the engine holds it in memory.", examples=[True])
     size_bytes: int = Field(description="Bytes in its files.", examples=[1_846_240])
     base_model: str | None = Field(
         description="The base model that it declares.",
@@ -82,6 +81,12 @@ class VersionOut(VersionFields):
         "load them.",
         examples=[[]],
     )
+
+
+class VersionOut(VersionFacts, VersionFields):
+    """One version of an adapter."""
+
+    loaded: bool = Field(description="Whether the engine holds it in memory.", examples=[True])
     effect: EffectOut | None = Field(
         None,
         description="What it changed when it became live; null where that was not measured: by an "

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from softserve.schema.adapters import AdapterKind
+from softserve.schema.adapters import AdapterKind, VersionFacts
 from softserve.schema.fields import SHOWN_DIGEST
 
 Verdict = Literal["taken", "refused", "differs", "unchecked"]
@@ -12,21 +12,11 @@ Verdict = Literal["taken", "refused", "differs", "unchecked"]
 EXIT_CODES: dict[Verdict, int] = {"taken": 0, "refused": 1, "differs": 3, "unchecked": 4}
 
 
-class CheckedAdapter(BaseModel):
+class CheckedAdapter(VersionFacts):
     """What a server would know of the adapter, had it taken it."""
 
     version: str = Field(description="The digest of its content.", examples=[SHOWN_DIGEST])
     kind: AdapterKind = Field(description="`lora` or `soft_prompt`.", examples=["lora"])
-    size_bytes: int = Field(description="Bytes in its files.", examples=[1_846_240])
-    base_model: str | None = Field(description="The base model that it declares.")
-    rank: int | None = Field(description="Of a LoRA: its largest rank.", examples=[8])
-    target_modules: list[str] = Field(description="Of a LoRA: the modules that it changes.")
-    virtual_tokens: int | None = Field(description="Of a soft prompt: how many.")
-    tasks: int | None = Field(None, description="Of a multitask soft prompt: how many.")
-    task: int | None = Field(
-        None, description="Of a multitask soft prompt: the one that was named."
-    )
-    notes: list[str] = Field(description="In what it is served otherwise than its files say.")
 
 
 class Divergence(BaseModel):

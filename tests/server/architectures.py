@@ -9,6 +9,7 @@ this one, one model after the other. It prints the token ids of every case as JS
 import json
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
@@ -98,7 +99,9 @@ def main(folder: Path) -> None:
     prepare_environment(settings)
     prepare_cpu_environment(eager=True)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    register_made_classes()
+    register_made_classes(
+        {config.get("model_type", name) for name, (config, _) in ARCHITECTURES.items()}
+    )
     for name, precision in RUNS:
         run = f"{name} in {precision}"
         expected = by_transformers(name, precision, folder / run)
@@ -113,16 +116,14 @@ def main(folder: Path) -> None:
         print(json.dumps([run, compared]), flush=True)  # noqa: T201
 
 
-def register_made_classes() -> None:
+def register_made_classes(model_types: Iterable[str]) -> None:
     """Make the classes in this process: vLLM would start one for each, to look at it, for 15 s."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from vllm import ModelRegistry
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    for model_type in {
-        config.get("model_type", name) for name, (config, _) in ARCHITECTURES.items()
-    }:
+    for model_type in model_types:
         architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
         ModelRegistry.register_model(
             architecture, ModelRegistry.models[architecture].load_model_cls()

@@ -23,6 +23,7 @@ from app.engine.vllm.environment import prepare_cpu_environment, prepare_environ
 from app.engine.vllm.loras import FIRST_ID
 from app.settings import Settings
 from softserve.schema.server import Limits
+from tests.server.architectures import register_made_classes
 
 PROMPTS = [[5, 9, 33, 77, 120, 4], [300, 22, 8]]
 NUM_TOKENS = 16
@@ -55,23 +56,12 @@ def main(folder: Path) -> None:
     prepare_environment(settings)
     prepare_cpu_environment(eager=True)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    register_made_classes()
+    register_made_classes(MODEL_TYPES)
     expected = by_peft(folder)
     for model_type in MODEL_TYPES:
         got = by_vllm(folder, model_type, settings)
         compared = {str(name): [got[name], expected[name]] for name in expected}
         print(json.dumps([model_type, compared]), flush=True)  # noqa: T201
-
-
-def register_made_classes() -> None:
-    """Make the classes in this process: vLLM would start one for each, to look at it, for 15 s."""
-    from vllm import ModelRegistry
-    from vllm.plugins import load_general_plugins
-
-    load_general_plugins()
-    for architecture in ("LlamaForCausalLM", "Phi3ForCausalLM"):
-        made = ModelRegistry.models[architecture].load_model_cls()
-        ModelRegistry.register_model(architecture, made)
 
 
 def by_peft(folder: Path) -> Answers:

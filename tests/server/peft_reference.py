@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from app.engine.model.default import default_model
-from app.engine.vllm.architecture import modules_of
+from app.engine.vllm.architecture import modules_of, without_weights
 from app.settings import Settings
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -38,14 +38,16 @@ LORAS: dict[str, dict[str, Any]] = {
 HIDDEN_SIZE = 576
 # The default model's modules, without the model.
 SMOLLM2_MODULES = modules_of(
-    AutoConfig.for_model(
-        "llama",
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
+    without_weights(
+        AutoConfig.for_model(
+            "llama",
+            hidden_size=HIDDEN_SIZE,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            vocab_size=49152,
+        )
     )
 )
 SOFT_PROMPTS = {"virtual8": 8, "virtual20": 20, "virtual100": 100}

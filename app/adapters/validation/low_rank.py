@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.adapters.archive import shown
-from app.engine.protocol import Architecture
+from app.engine.protocol import Architecture, ModuleShape
 from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.server import Limits
 
@@ -96,14 +96,20 @@ def check_size(
         )
 
 
-def check_module(tensor: str, module: str, kind: str, architecture: Architecture) -> None:
-    """Whether the base model has the module that a tensor is for. Raises AdapterRejected."""
+def module_shape(tensor: str, module: str, architecture: Architecture) -> ModuleShape:
+    """That of the module that a tensor is for. Raises AdapterRejected if there is none."""
     shape = architecture.modules.get(module)
     if shape is None:
         raise AdapterRejected(
             f"tensor {shown(tensor)} is for a module that the base model does not have: check "
             "which base model the adapter was trained on"
         )
+    return shape
+
+
+def check_module(tensor: str, module: str, kind: str, architecture: Architecture) -> None:
+    """Whether the engine adapts the module that a tensor is for. Raises AdapterRejected."""
+    shape = module_shape(tensor, module, architecture)
     if module in architecture.unadapted:
         raise AdapterRejected(
             f"tensor {shown(tensor)} is for module {shown(module)}, to which the engine adds no "

@@ -13,7 +13,13 @@ from app.adapters.archive import shown
 from app.adapters.validation.base_copies import base_tensor
 from app.adapters.validation.checked import Checked, made_of
 from app.adapters.validation.config import LoRAConfig, TrainedTokensConfig
-from app.adapters.validation.low_rank import LowRank, LowRanks, check_loras_run, check_size
+from app.adapters.validation.low_rank import (
+    LowRank,
+    LowRanks,
+    check_loras_run,
+    check_size,
+    module_shape,
+)
 from app.adapters.validation.names import PREFIX, Tensors
 from app.adapters.validation.targets import check_targets, untrained_modules
 from app.adapters.validation.tensors import read_tensor
@@ -175,12 +181,7 @@ def _rows(
 
 
 def _check_module(tensor: str, module: str, architecture: Architecture) -> None:
-    shape = architecture.modules.get(module)
-    if shape is None:
-        raise AdapterRejected(
-            f"tensor {shown(tensor)} is for a module that the base model does not have: check "
-            "which base model the adapter was trained on"
-        )
+    shape = module_shape(tensor, module, architecture)
     if _num_tokens(shape) not in _vocabularies(architecture):
         raise AdapterRejected(
             f"tensor {shown(tensor)} is of trained tokens, and module {shown(module)} has none: "

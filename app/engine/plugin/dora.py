@@ -208,7 +208,8 @@ def _init_gains_in_batch(
 def _set_gains_in_batch(manager: LoRAModelManager, mapping: LoRAMapping) -> None:
     _set_adapter_mapping(manager, mapping)
     ids = {manager.lora_index_to_id[slot] for slot in manager.slots_with_gains}
-    has_gains = not ids.isdisjoint(mapping.index_mapping)
+    # A prefill has an id for each of thousands of tokens: they are looked at for a DoRA alone.
+    has_gains = bool(ids) and not ids.isdisjoint(mapping.index_mapping)
     for wrapper in manager.punica_wrapper_mapping.values():
         wrapper.has_gains = wrapper.is_fixed or has_gains
 

@@ -23,35 +23,21 @@ def describe_architecture(
     names: Iterable[str], config: "VllmConfig", settings: Settings
 ) -> Architecture:
     """The architecture of the model that vLLM runs with this config."""
-    model = _without_weights(config.model_config.hf_config)
+    model = without_weights(config.model_config.hf_config)
     return Architecture(
         names=frozenset(names),
         hidden_size=config.model_config.get_inputs_embeds_size(),
-        modules=_modules_of(model),
+        modules=modules_of(model),
         no_loras=_why_no_loras(config, settings),
         no_soft_prompts=_why_no_soft_prompts(config.model_config, settings),
         folder=Path(config.model_config.model),
-        tied=_tied_in(model),
-        fused=_fused_in(model),
+        tied=tied_in(model),
+        fused=fused_in(model),
     )
 
 
-def modules_of(config: Any) -> dict[str, ModuleShape]:
-    """The modules of a transformers config's model."""
-    return _modules_of(_without_weights(config))
-
-
-def tied_in(config: Any) -> dict[str, str]:
-    """The heads of a transformers config's model that have the weights of its embedding."""
-    return _tied_in(_without_weights(config))
-
-
-def fused_in(config: Any) -> dict[str, dict[str, int]]:
-    """The fused modules of a transformers config's model whose rows are in a known order."""
-    return _fused_in(_without_weights(config))
-
-
-def _without_weights(config: Any) -> "PreTrainedModel":
+def without_weights(config: Any) -> "PreTrainedModel":
+    """The model of a transformers config."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -60,12 +46,14 @@ def _without_weights(config: Any) -> "PreTrainedModel":
     return model
 
 
-def _modules_of(model: "PreTrainedModel") -> dict[str, ModuleShape]:
+def modules_of(model: "PreTrainedModel") -> dict[str, ModuleShape]:
+    """The modules that a LoRA can target, by name."""
     shapes = ((name, _shape(module)) for name, module in model.named_modules())
     return {name: shape for name, shape in shapes if shape is not None}
 
 
-def _tied_in(model: "PreTrainedModel") -> dict[str, str]:
+def tied_in(model: "PreTrainedModel") -> dict[str, str]:
+    """The head that has the weights of the embedding, with it; nothing where none has."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not embedding.weight:
         return {}
@@ -73,7 +61,8 @@ def _tied_in(model: "PreTrainedModel") -> dict[str, str]:
     return {names[head]: names[embedding]}
 
 
-def _fused_in(model: "PreTrainedModel") -> dict[str, dict[str, int]]:
+def fused_in(model: "PreTrainedModel") -> dict[str, dict[str, int]]:
+    """The fused modules whose rows are in a known order: of each, its parts' numbers of rows."""
     if model.config.model_type not in PLAINLY_FUSED:
         return {}
     fused = {}

@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from app.adapters.validation import digest_of, validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture
-from app.engine.vllm.architecture import modules_of
+from app.engine.vllm.architecture import modules_of, without_weights
 from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
-from tests.peft_types import CONVERTED, TYPES, make
+from tests.peft_types import CONVERTED, TYPES, change_files, make
 
 LIMITS = Limits()
 TINY = LlamaConfig(
@@ -32,7 +31,7 @@ TINY = LlamaConfig(
     vocab_size=500,
     tie_word_embeddings=False,
 )
-ARCHITECTURE = Architecture(frozenset({"tiny"}), 64, modules_of(TINY))
+ARCHITECTURE = Architecture(frozenset({"tiny"}), 64, modules_of(without_weights(TINY)))
 Tensors = dict[str, torch.Tensor]
 BANK = "base_model.vblora_vector_bank"
 # PEFT warns that it makes VeRA's projections again.
@@ -47,15 +46,6 @@ def base() -> Any:
 
 def check(folder: Path, limits: Limits = LIMITS) -> AdapterVersion:
     return validate(folder, ARCHITECTURE, limits)
-
-
-def change(folder: Path, config: dict[str, Any], tensors: Callable[[Tensors], object]) -> None:
-    """Change what lies in a folder."""
-    fields = json.loads((folder / CONFIG_FILE).read_bytes())
-    (folder / CONFIG_FILE).write_text(json.dumps(fields | config))
-    loaded = load_file(folder / WEIGHTS_FILE)
-    tensors(loaded)
-    save_file(loaded, folder / WEIGHTS_FILE)
 
 
 def served_deltas(folder: Path) -> Tensors:
@@ -210,7 +200,7 @@ def test_a_magnitude_by_other_names(base: Any, tmp_path: Path, ending: str) -> N
         for name in [name for name in tensors if name.endswith(magnitude)]:
             tensors[f"{name}{ending}"] = tensors.pop(name)
 
-    change(tmp_path, {}, rename)
+    change_files(tmp_path, {}, rename)
     check(tmp_path)
 
     assert load_file(tmp_path / WEIGHTS_FILE).keys() == expected.keys()
@@ -263,7 +253,7 @@ def test_a_configuration_that_does_not_fit_is_refused(
     base: Any, name: str, config: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     make(base, name, tmp_path)
-    change(tmp_path, config, lambda tensors: None)
+    change_files(tmp_path, config, lambda tensors: None)
 
     with pytest.raises(AdapterRejected, match=sentence):
         check(tmp_path)
@@ -286,7 +276,7 @@ def test_a_small_file_that_says_a_huge_rank_is_refused_before_it_is_made(
     """Terabytes, if it were: the shapes of the tensors are compared first."""
     make(base, name, tmp_path)
     huge = {"r": 10**9, "init_r": 10**9, "rank_pattern": {}}
-    change(tmp_path, huge, lambda tensors: None)
+    change_files(tmp_path, huge, lambda tensors: None)
 
     with pytest.raises(AdapterRejected):
         check(tmp_path, Limits(max_lora_rank=1 << 60, max_adapter_bytes=1 << 80))
@@ -298,7 +288,7 @@ def test_tensors_in_half_precision_are_multiplied_in_fp32(
 ) -> None:
     """As PEFT does on a base model in FP32."""
     base = make(base, name, tmp_path).unload()
-    change(
+    change_files(
         tmp_path,
         {},
         lambda tensors: tensors.update({key: t.bfloat16() for key, t in tensors.items()}),
@@ -318,7 +308,7 @@ def test_bone_is_miss_by_its_older_name(base: Any, tmp_path: Path) -> None:
         for name in list(tensors):
             tensors[name.replace(".miss_", ".bone_")] = tensors.pop(name)
 
-    change(tmp_path, {"peft_type": "BONE"}, name_as_bone)
+    change_files(tmp_path, {"peft_type": "BONE"}, name_as_bone)
 
     check(tmp_path)
 
@@ -328,7 +318,7 @@ def test_bone_is_miss_by_its_older_name(base: Any, tmp_path: Path) -> None:
 def test_lokr_with_a_surplus_tensor_is_refused(base: Any, tmp_path: Path) -> None:
     make(base, "lokr", tmp_path)
     more = {"base_model.model.model.layers.0.self_attn.q_proj.lokr_w2": torch.zeros(16, 16)}
-    change(tmp_path, {}, lambda tensors: tensors.update(more))
+    change_files(tmp_path, {}, lambda tensors: tensors.update(more))
 
     with pytest.raises(AdapterRejected, match=r"has a lokr_w2, and by adapter_config.json"):
         check(tmp_path)
@@ -338,7 +328,7 @@ def test_vblora_whose_vectors_are_not_as_long_as_its_modules_is_refused(
     base: Any, tmp_path: Path
 ) -> None:
     make(base, "vblora", tmp_path)
-    change(
+    change_files(
         tmp_path,
         {"vector_length": 31},
         lambda tensors: tensors.update({BANK: tensors[BANK][:, :31].clone()}),
@@ -363,7 +353,7 @@ def test_the_choice_of_vblora_is_checked(
 ) -> None:
     make(base, "vblora-topk", tmp_path)
     name = f"base_model.model.model.layers.0.self_attn.q_proj.vblora_logits_A_topk_{part}"
-    change(tmp_path, {}, lambda tensors: tensors.update({name: spoil(tensors[name].clone())}))
+    change_files(tmp_path, {}, lambda tensors: tensors.update({name: spoil(tensors[name].clone())}))
 
     with pytest.raises(AdapterRejected, match=sentence):
         check(tmp_path)
@@ -377,7 +367,7 @@ def test_what_modules_share_is_known_below_wrappers(base: Any, name: str, tmp_pa
         for key in list(tensors):
             tensors[f"module._orig_mod.{key}.default"] = tensors.pop(key)
 
-    change(tmp_path, {}, wrap)
+    change_files(tmp_path, {}, wrap)
 
     check(tmp_path)
 

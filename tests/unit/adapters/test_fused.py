@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from app.adapters.validation import validate
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture
-from app.engine.vllm.architecture import fused_in, modules_of
+from app.engine.vllm.architecture import fused_in, modules_of, without_weights
 from app.errors import AdapterRejected
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
@@ -23,8 +23,8 @@ from tests.unit.adapters.test_conversion import served_deltas
 
 LIMITS = Limits()
 ARCHITECTURES = {
-    model_type: Architecture(frozenset({"tiny"}), 128, modules_of(config), fused=fused_in(config))
-    for model_type, config in CONFIGS.items()
+    model_type: Architecture(frozenset({"tiny"}), 128, modules_of(model), fused=fused_in(model))
+    for model_type, model in ((name, without_weights(each)) for name, each in CONFIGS.items())
 }
 OTHER = {"llama": "phi3", "phi3": "llama"}
 # By name: the model that it is trained on, and the configuration.

@@ -21,7 +21,7 @@ from app.engine.vllm.architecture import modules_of, tied_in
 from app.errors import AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
-from tests.peft_types import TOKENS, WITH_TOKENS, make
+from tests.peft_types import TOKENS, WITH_TOKENS, change_files, make
 from tests.unit.adapters.test_conversion import Tensors, served_deltas
 
 LIMITS = Limits()
@@ -52,7 +52,7 @@ def tiny(folder: Path, is_tied: bool) -> tuple[Any, Architecture]:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     architecture = Architecture(
-        frozenset({"tiny"}), 64, modules_of(config), folder=folder, tied=tied_in(config)
+        frozenset({"tiny"}), 64, modules_of(model), folder=folder, tied=tied_in(model)
     )
     return model, architecture
 
@@ -110,14 +110,6 @@ def own_type(**options: Any) -> TrainableTokensConfig:
     return TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[1, 5], **options)
 
 
-def edit(folder: Path, fields: dict[str, Any], change: Callable[[Tensors], Any]) -> None:
-    config = json.loads((folder / CONFIG_FILE).read_bytes())
-    (folder / CONFIG_FILE).write_text(json.dumps(config | fields))
-    tensors = load_file(folder / WEIGHTS_FILE)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS_FILE)
-
-
 def same(tensors: Tensors) -> None:
     """Change nothing."""
 
@@ -163,7 +155,7 @@ def test_rows_and_base_of_16_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     base = load_file(tmp_path / "base" / "model.safetensors")
     save_file({k: t.to(dtype) for k, t in base.items()}, tmp_path / "base" / "model.safetensors")
     rows = torch.randn(2, 64).to(dtype)
-    edit(sent, {}, lambda tensors: tensors.update({ROWS: rows}))
+    change_files(sent, {}, lambda tensors: tensors.update({ROWS: rows}))
     validate(sent, architecture, LIMITS)
     delta = served_deltas(sent)["model.embed_tokens"]
     embedding = base["model.embed_tokens.weight"].to(dtype).float()
@@ -177,7 +169,7 @@ def test_the_names_of_an_adapter_and_of_wrappers(tmp_path: Path) -> None:
     def rename(tensors: Tensors) -> None:
         tensors[f"module.{ROWS}.default"] = tensors.pop(ROWS)
 
-    edit(sent, {}, rename)
+    change_files(sent, {}, rename)
     assert validate(sent, architecture, LIMITS).trained_tokens == (1, 5)
 
 
@@ -265,7 +257,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], Any], str]] = {
 def test_what_is_refused(reason: str, tmp_path: Path) -> None:
     fields, change, sentence = REFUSED[reason]
     sent, architecture = saved(tmp_path, lora([1, 5]))
-    edit(sent, fields, change)
+    change_files(sent, fields, change)
     with pytest.raises(AdapterRejected, match=sentence) as refusal:
         validate(sent, architecture, LIMITS)
     assert refusal.value.message.isprintable()
@@ -299,7 +291,7 @@ OWN_TYPE_REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], Any], str]
 def test_what_is_refused_of_its_own_type(reason: str, tmp_path: Path) -> None:
     fields, change, sentence = OWN_TYPE_REFUSED[reason]
     sent, architecture = saved(tmp_path, own_type())
-    edit(sent, fields, change)
+    change_files(sent, fields, change)
     with pytest.raises(AdapterRejected, match=sentence):
         validate(sent, architecture, LIMITS)
 

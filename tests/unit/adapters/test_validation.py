@@ -27,7 +27,7 @@ from app.adapters.validation import digest_of, validate
 from app.adapters.validation.targets import ALL_LINEAR
 from app.adapters.version import AdapterVersion
 from app.engine.protocol import Architecture, ModuleShape
-from app.engine.vllm.architecture import modules_of
+from app.engine.vllm.architecture import modules_of, without_weights
 from app.errors import AdapterError, AdapterRejected, AdapterTooLarge
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from softserve.schema.server import Limits
@@ -610,7 +610,9 @@ def test_the_advice_to_convert_can_be_followed(init: Any, tmp_path: Path) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the base model is changed meanwhile
         model.save_pretrained(converted, path_initial_model_for_weight_conversion=str(before))
-    architecture = Architecture(frozenset({"tiny"}), HIDDEN_SIZE, modules_of(_llama()))
+    architecture = Architecture(
+        frozenset({"tiny"}), HIDDEN_SIZE, modules_of(without_weights(_llama()))
+    )
     assert validate(converted, architecture, LIMITS).rank == 16
 
 
@@ -714,7 +716,7 @@ def _save(config: Any, peft_config: Any, folder: Path, **options: Any) -> Archit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to who trains
         get_peft_model(model, peft_config).save_pretrained(folder, **options)
-    return Architecture(frozenset({"tiny"}), HIDDEN_SIZE, modules_of(config))
+    return Architecture(frozenset({"tiny"}), HIDDEN_SIZE, modules_of(without_weights(config)))
 
 
 @pytest.mark.parametrize(
