@@ -1,7 +1,9 @@
-# make serve [ARGS="--port 9000"]   set up what is missing, start the server
-# make test  [ARGS="-k stream"]     set up what is missing, run the tests
-# make check                        ruff, mypy and the import rules
-.PHONY: serve test check format lock clean
+# make serve    [ARGS="--port 9000"]   set up what is missing, start the server
+# make test     [ARGS="-k stream"]     set up what is missing, run the tests
+# make loadtest [ARGS="--help"]        locust: users of every kind against a server
+# make bench    [ARGS="--help"]        softserve beside vLLM's own server
+# make check                           ruff, mypy and the import rules
+.PHONY: serve test loadtest bench check format lock clean
 
 serve:
 	@scripts/install.sh serve
@@ -10,6 +12,14 @@ serve:
 test:
 	@scripts/install.sh test
 	.venv/bin/pytest $(ARGS)
+
+loadtest:
+	@scripts/install.sh loadtest
+	.venv/bin/python -m loadtest $(ARGS)
+
+bench:
+	@scripts/install.sh loadtest
+	.venv/bin/python -m loadtest.bench $(ARGS)
 
 check:
 	@scripts/install.sh test

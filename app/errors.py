@@ -60,24 +60,48 @@ class TemplateConflict(TemplateError):
 
 
 class KeyRequired(SoftserveError):
-    """Administration without the admin key, or with another."""
+    """What needs a key came without one, or with one that is not known here."""
 
 
 class NotPermitted(SoftserveError):
-    """Administration from another machine, where no admin key is configured."""
+    """Who asks may not do this: the key lacks a role or a name, or the request came from a page."""
 
 
-class Unavailable(SoftserveError):
-    """The server cannot take this request now; another try may succeed.
+class KeyNotFound(SoftserveError):
+    """No key goes by this name."""
 
-    `retry_after_seconds` is the server's estimate of when.
-    """
 
-    retry_after_seconds = 1
+class KeyConflict(SoftserveError):
+    """What is asked contradicts the keys that there are, or there is no file for them."""
+
+
+class TryAgainLater(SoftserveError):
+    """Another try may succeed; `retry_after_seconds` is the server's estimate of when."""
+
+    retry_after_seconds: float = 1
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
+
+
+class QuotaExceeded(TryAgainLater):
+    """The caller has used up what its key allows for now."""
+
+
+class Unavailable(TryAgainLater):
+    """The server cannot take this request now."""
 
 
 class ServerFull(Unavailable):
     """As much work is in flight as the server admits."""
+
+
+class RequestTimedOut(Unavailable):
+    """The request's time was up before the engine began to work for it."""
 
 
 class EngineStarting(Unavailable):
@@ -104,6 +128,12 @@ class StoreUnavailable(Unavailable):
     """The disk that holds a store is full, read-only or failing; nothing has changed."""
 
     retry_after_seconds = 30
+
+
+class EngineStalled(Unavailable):
+    """The engine process lives and does not answer; the server takes work again when it does."""
+
+    retry_after_seconds = 5
 
 
 class EngineDied(Unavailable):

@@ -3,24 +3,55 @@
 The description of a field is its sentence in `softserve serve --help` and in docs/settings.md.
 """
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_path
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, SecretStr
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from softserve.schema.server import Limits
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 LogFormat = Literal["auto", "text", "json"]
+SlowReader = Literal["pause", "abort"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def _split(value: Any) -> Any:
     """In the environment, several values are one string, quoted as in a shell."""
     return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
+ORIGIN = re.compile(r"https?://[^/?#@*\s]+")
+
+
+def _origin(value: str) -> str:
+    if ORIGIN.fullmatch(value) is None:
+        raise PydanticCustomError(
+            "origin", "an origin is written as https://HOST or https://HOST:PORT, without a path"
+        )
+    return value.lower()
+
+
+def _host_name(value: str) -> str:
+    if HOST_NAME.fullmatch(value) is None:
+        raise PydanticCustomError(
+            "host_name", "a host name is written without a scheme, a port and a path"
+        )
+    return value.lower()
 
 
 class Settings(Limits, BaseSettings):
@@ -62,6 +93,21 @@ class Settings(Limits, BaseSettings):
         64,
         description="LoRAs that the engine holds in memory; others load when they are asked for.",
     )
+    max_running_sequences: PositiveInt | None = Field(
+        None,
+        description="Completions that the engine works on at once, the others wait for their turn; "
+        "without it, vLLM's max-num-seqs.",
+    )
+    max_unread_tokens: PositiveInt = Field(
+        2048,
+        description="Tokens of one request, its log probabilities included, that are made before "
+        "its client has read them.",
+    )
+    slow_reader: SlowReader = Field(
+        "pause",
+        description="What happens to completions whose client has that many tokens to read: pause "
+        "or abort.",
+    )
     adapter_dir: Path = Field(
         Path("adapters"),
         description="A folder of adapters that is watched: each is live by its name.",
@@ -86,8 +132,35 @@ class Settings(Limits, BaseSettings):
     admin_key: SecretStr | None = Field(
         None,
         min_length=1,
-        description="The key for changing adapters and templates; without it, only this machine "
-        "may.",
+        description="A key for everything, beside those of --keys-file; better given in the "
+        "environment, as a process's arguments can be seen by others.",
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="The file of keys, made by `softserve key create`; with it, requests need a "
+        "key.",
+    )
+    allow_anonymous: bool = Field(
+        False,
+        description="Let whoever comes without a key generate, on any address; without it, and "
+        "without --keys-file, only addresses of this machine are served.",
+    )
+    open_metrics: bool = Field(False, description="/metrics needs no key, with --keys-file too.")
+    open_docs: bool = Field(
+        False, description="/docs, /openapi.json and /info need no key, with --keys-file too."
+    )
+    cors_origin: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)
+    ] = Field(
+        (),
+        description="A site, as https://HOST, whose pages may send requests; may be repeated.",
+    )
+    trusted_host: Annotated[
+        tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_split)
+    ] = Field(
+        (),
+        description="A name by which clients reach the server, beside localhost and IP addresses; "
+        "may be repeated. Others are then refused, as they are on loopback without keys.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("softserve"),
@@ -98,8 +171,39 @@ class Settings(Limits, BaseSettings):
         description="How long a connection may be idle before it is closed; more than a proxy in "
         "front keeps its own.",
     )
+    engine_timeout_seconds: PositiveFloat = Field(
+        30.0,
+        description="How long the engine may leave a ping without an answer before new requests "
+        "are refused, until it answers; more than its longest step takes.",
+    )
+    header_timeout_seconds: PositiveFloat = Field(
+        20.0, description="How long the line and the headers of a request may take to come."
+    )
+    body_timeout_seconds: PositiveFloat = Field(
+        30.0,
+        description="How long a body may take for each 16 KiB, and for its end, to come.",
+    )
+    write_timeout_seconds: PositiveFloat = Field(
+        120.0,
+        description="How long a client may take nothing of its answer before it is dropped.",
+    )
+    max_connections: PositiveInt = Field(
+        4096,
+        description="Open connections; fewer where the hard limit on open files is low. Beyond, "
+        "503.",
+    )
+    max_connections_per_address: PositiveInt | None = Field(
+        None,
+        description="Those from one address (IPv6: one /64); without it, half of "
+        "--max-connections. Beyond, 429; this machine's own have no such bound.",
+    )
     drain_timeout_seconds: float = Field(
         30.0, ge=0, description="How long running requests may finish after SIGTERM."
+    )
+    max_metric_names: PositiveInt = Field(
+        100,
+        description="Adapters, soft prompts, templates and keys, of each, that have metrics of "
+        "their own; the others share `other`.",
     )
     log_format: LogFormat = Field(
         "auto", description="auto is text on a terminal and JSON lines elsewhere."

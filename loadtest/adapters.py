@@ -1,4 +1,4 @@
-"""What adapters cost: soft prompts, replacing an adapter, many in one batch, a thousand registered.
+"""What adapters cost: soft prompts, many in one batch, a thousand registered.
 
     .venv/bin/python -m loadtest.adapters --help
 
@@ -6,102 +6,28 @@ Each command prints ratios of one run. What is compared takes turns (A B, B A, .
 drifts on the machine meets both alike. The adapters are made for the run, with random weights.
 """
 
-import json
-import signal
-import statistics
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.engine.model.find import find_model
-from app.settings import Settings
-from loadtest.clients import stream_all
-from loadtest.measurements import Measurement, pool
-from loadtest.prompts import Tokenize, make_prompts, tokenizer_of
+from loadtest.clients import streaming_body
+from loadtest.harness import Bench, Bodies, Results, bench, client_of, print_table
+from loadtest.measurements import pool
+from loadtest.prompts import make_prompts
 from loadtest.random_adapters import make_loras, make_soft_prompts
-from loadtest.servers import HOST, SOFTSERVE, Server, running
+from loadtest.servers import Server
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
-Bodies = list[bytes]
-Results = dict[str, list[Measurement]]
 NUM_VIRTUAL_TOKENS = 20
-PIPE_WIDTH = 120
 RANK = 8
 Rounds = Annotated[int, typer.Option(min=1, help="How often each is measured.")]
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-
-
-class Bench:
-    """The model, a folder for adapters, and what is shown meanwhile."""
-
-    def __init__(self, folder: Path, progress: Progress) -> None:
-        _, self.model = find_model(Settings())
-        self.tokenize: Tokenize = tokenizer_of(self.model)
-        self.folder = folder
-        self.progress = progress
-
-    def say(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False)
-
-    @contextmanager
-    def server(self, **settings: object) -> Iterator[Server]:
-        """A server with these settings."""
-        environment = {f"SOFTSERVE_{name.upper()}": str(each) for name, each in settings.items()}
-        shown = ", ".join(f"{name} {each}" for name, each in settings.items())
-        self.say(f"starting a server{shown and ' with '}{shown}")
-        with running(SOFTSERVE, environment) as server:
-            self.say(f"ready after {server.start_seconds:.0f} s")
-            yield server
-
-    def measure(self, name: str, server: Server, bodies: Bodies, num_clients: int) -> Measurement:
-        """Stream every body, `num_clients` at a time."""
-        task = self.progress.add_task(name, total=len(bodies))
-        before = server.cpu_seconds()
-        answers = stream_all(server, bodies, num_clients, lambda: self.progress.advance(task))
-        self.progress.remove_task(task)
-        return Measurement.of(name, answers, server.cpu_seconds() - before)
-
-    def measure_in_turns(
-        self, server: Server, loads: dict[str, list[Bodies]], num_clients: int
-    ) -> Results:
-        """The bodies of each round of every load; the first round only warms up."""
-        results: Results = {name: [] for name in loads}
-        num_rounds = min(map(len, loads.values()))
-        for index in range(num_rounds):
-            for name in list(loads)[:: 1 if index % 2 else -1]:
-                measurement = self.measure(name, server, loads[name][index], num_clients)
-                if index:
-                    results[name].append(measurement)
-        return results
-
-
-@contextmanager
-def bench() -> Iterator[Bench]:
-    progress = Progress(
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        # Refreshing is work for the cores that the engine runs on.
-        refresh_per_second=1,
-        transient=True,
-    )
-    # Terminated, it ends its server as it does when it is interrupted.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory() as folder, progress:
-        yield Bench(Path(folder), progress)
 
 
 @cli.command()
@@ -146,7 +72,7 @@ def plain_bodies(
             make_prompts(num_requests, num_tokens, this.tokenize, seed)
             for seed in range(num_rounds + 1)
         ]
-    return [[body(each, num_new_tokens, **fields) for each in batch] for batch in prompts]
+    return [[streaming_body(each, num_new_tokens, **fields) for each in batch] for batch in prompts]
 
 
 @cli.command()
@@ -155,7 +81,7 @@ def without_soft_prompts(rounds: Rounds = 4, clients: int = 32, requests: int = 
     on, off = {"max_virtual_tokens": 256}, {"max_virtual_tokens": 0}
     with bench() as this:
         prompts = make_prompts(requests, 64, this.tokenize, seed=0)
-        bodies = [body(prompt, 64) for prompt in prompts]
+        bodies = [streaming_body(prompt, 64) for prompt in prompts]
         results: Results = {"off": [], "on": []}
         for turn in (off, on, on, off):
             name = "on" if turn is on else "off"
@@ -165,64 +91,6 @@ def without_soft_prompts(rounds: Rounds = 4, clients: int = 32, requests: int = 
                 )
             results[name] += measured[name]
     print_results(f"{clients} clients, 64 tokens in, 64 out", results, against="off")
-
-
-@cli.command()
-def swap(swaps: Annotated[int, typer.Option(min=2)] = 20, clients: int = 8) -> None:
-    """Replace an adapter of rank 8: how soon the new one answers, and what others notice."""
-    with bench() as this, this.server() as server:
-        folders = cycle(make_loras(this.model, this.folder, 2, RANK))
-        alone = [swap_and_ask(server, next(folders)) for _ in range(swaps)]
-        prompts = make_prompts(16 * clients, 64, this.tokenize, seed=0)
-        bodies = [body(prompt, 64, adapter="swapped") for prompt in prompts]
-        this.measure("warming up", server, bodies[:clients], clients)
-        results: Results = {"without": [], "with swaps": []}
-        loaded: list[float] = []
-        for index in range(4):
-            if index in (0, 3):
-                results["without"].append(this.measure("without", server, bodies, clients))
-            else:
-                with swapping(server, folders, loaded):
-                    results["with swaps"].append(
-                        this.measure("with swaps", server, bodies, clients)
-                    )
-    for where, seconds in (("an idle server", alone), (f"{clients} streams", loaded)):
-        typer.echo(
-            f"replaced beside {where}: from the PUT to the first token "
-            f"{statistics.median(seconds) * 1000:.0f} ms (median), {max(seconds) * 1000:.0f} ms "
-            f"(slowest of {len(seconds)})"
-        )
-    print_results(f"{clients} streams", results, against="without")
-
-
-@contextmanager
-def swapping(server: Server, folders: Iterator[Path], seconds: list[float]) -> Iterator[None]:
-    """Replace the adapter once a second meanwhile."""
-    over = threading.Event()
-
-    def keep_swapping() -> None:
-        while not over.wait(1.0):
-            seconds.append(swap_and_ask(server, next(folders)))
-
-    thread = threading.Thread(target=keep_swapping)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def swap_and_ask(server: Server, folder: Path) -> float:
-    """Seconds from the first byte of a PUT to the first token of the version that it brings."""
-    started = time.perf_counter()
-    live = add(server, "swapped", folder)
-    with client_of(server) as client:
-        answer = client.post(
-            "/generate", json={"prompt": "Hi", "adapter": "swapped", "max_new_tokens": 1}
-        ).json()
-    assert answer["adapter"]["version"] == live
-    return time.perf_counter() - started
 
 
 @cli.command()
@@ -239,11 +107,13 @@ def mixed(
     """
     with bench() as this:
         prompts = make_prompts(requests, 64, this.tokenize, seed=0)
-        off = [body(prompt, 64) for prompt in prompts]
+        off = [streaming_body(prompt, 64) for prompt in prompts]
         loads: dict[str, Bodies] = {"base, LoRAs on": off}
         for count in map(int, counts.split(",")):
             names = cycle(f"lora-{index}" for index in range(count))
-            loads[f"{count} mixed"] = [body(prompt, 64, adapter=next(names)) for prompt in prompts]
+            loads[f"{count} mixed"] = [
+                streaming_body(prompt, 64, adapter=next(names)) for prompt in prompts
+            ]
         folders = make_loras(this.model, this.folder, max(map(int, counts.split(","))), RANK)
         results: Results = {"LoRAs off": []}
         for is_on in (False, True, True, False):
@@ -275,7 +145,7 @@ def dora(rounds: Rounds = 4, clients: int = 16, requests: int = 32) -> None:
         prompts = make_prompts(requests, 64, this.tokenize, seed=0)
         named = {"base": {}, "LoRA": {"adapter": "LoRA"}, "DoRA": {"adapter": "DoRA"}}
         loads = {
-            name: [[body(prompt, 64, **fields) for prompt in prompts]] * (rounds + 1)
+            name: [[streaming_body(prompt, 64, **fields) for prompt in prompts]] * (rounds + 1)
             for name, fields in named.items()
         }
         results = this.measure_in_turns(server, loads, clients)
@@ -303,7 +173,7 @@ def thousand(count: int = 1000, rank: int = 4) -> None:
             adding = time.perf_counter() - started
         with this.server(**places) as server:
             full = server.start_seconds, server.resident_mib()
-            bodies = [body("Hi", 1, adapter=folder.name) for folder in folders]
+            bodies = [streaming_body("Hi", 1, adapter=folder.name) for folder in folders]
             cold = this.measure("one request to each", server, bodies, 1)
             used = server.resident_mib()
         size = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
@@ -318,16 +188,6 @@ def thousand(count: int = 1000, rank: int = 4) -> None:
         f"a request that loads its adapter first: {cold.ttft.p50_ms:.0f} ms to the first token "
         f"(median), {cold.ttft.p99_ms:.0f} ms (p99)"
     )
-
-
-def body(prompt: str, num_new_tokens: int, **fields: str) -> bytes:
-    """A greedy stream of exactly so many tokens."""
-    asked: dict[str, Any] = {"prompt": prompt, "max_new_tokens": num_new_tokens}
-    return json.dumps(asked | {"ignore_eos": True, "stream": True} | fields).encode()
-
-
-def client_of(server: Server) -> httpx.Client:
-    return httpx.Client(base_url=f"http://{HOST}:{server.port}", trust_env=False, timeout=300.0)
 
 
 def add(server: Server, name: str, folder: Path) -> str:
@@ -359,10 +219,7 @@ def print_results(title: str, results: Results, against: str) -> None:
             f"{min(ratios):.2f}-{max(ratios):.2f}",
             f"{whole.itl.p99_ms / base.itl.p99_ms:.2f}x",
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPE_WIDTH)
-    console.print(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

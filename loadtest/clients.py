@@ -1,7 +1,7 @@
 """Streaming clients that cost little: they share the machine's cores with the engine.
 
 One event loop, one kept-alive connection a client, a C parser for HTTP, and no JSON but the one
-event that holds the usage. What a client does for an event does not depend on the server.
+event that holds the usage.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from typing import Any, cast
 import httptools
 import uvloop
 
+from loadtest.events import EVENT_END, holds_text
 from loadtest.servers import HOST, Server
 
 ANSWER_TIMEOUT_SECONDS = 300.0
-EVENT_END = b"\n\n"
 USAGE = b'"usage":{'
 
 
@@ -32,10 +32,16 @@ class StreamedAnswer:
     """When the parts of one answer came, in seconds of `time.perf_counter`."""
 
     sent_at: float
+    # 0: it has not ended.
+    status: int = 0
     ended_at: float = 0.0
     text_events_at: list[float] = field(default_factory=list)
-    prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """From sending the request to the end of its answer."""
+        return self.ended_at - self.sent_at
 
     @property
     def ttft_seconds(self) -> float:
@@ -53,10 +59,12 @@ class Connection(asyncio.Protocol):
     """One connection, which streams one answer after the other."""
 
     def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._done: asyncio.Future[None] | None = None
         self._received = b""
         self._usage_event = b""
+        self.answer: StreamedAnswer
 
     async def ask(self, request: bytes) -> StreamedAnswer:
         """Send an HTTP request and read its whole answer.
@@ -64,23 +72,39 @@ class Connection(asyncio.Protocol):
         Raises:
             RequestFailed: it is no stream of text that ends with a usage.
         """
+        answer = await self.send(request)
+        if answer.status != 200 or not self._usage_event:
+            raise RequestFailed(
+                f"status {answer.status}, no usage, and at the end: "
+                f"{self._received[-500:].decode(errors='replace')!r}"
+            )
+        return answer
+
+    async def send(self, request: bytes) -> StreamedAnswer:
+        """The whole answer, whatever it is."""
         assert self._transport is not None, "not connected"
         self._parser = httptools.HttpResponseParser(self)
         self._received = self._usage_event = b""
         self._done = asyncio.get_running_loop().create_future()
-        self._answer = StreamedAnswer(sent_at=time.perf_counter())
+        self.answer = StreamedAnswer(sent_at=time.perf_counter())
         self._transport.write(request)
         async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
             await self._done
-        if self._parser.get_status_code() != 200 or not self._usage_event:
-            raise RequestFailed(
-                f"status {self._parser.get_status_code()}, no usage, and at the end: "
-                f"{self._received[-500:].decode(errors='replace')!r}"
-            )
-        usage = json.loads(self._usage_event.removeprefix(b"data: "))["usage"]
-        self._answer.prompt_tokens = usage["prompt_tokens"]
-        self._answer.completion_tokens = usage["completion_tokens"]
-        return self._answer
+        self.answer.status = self._parser.get_status_code()
+        if self._usage_event:
+            usage = json.loads(self._usage_event.removeprefix(b"data: "))["usage"]
+            self.answer.completion_tokens = usage["completion_tokens"]
+        return self.answer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server takes another request on it."""
+        transport = self._transport
+        return (
+            transport is not None
+            and not transport.is_closing()
+            and self._parser.should_keep_alive()
+        )
 
     def close(self) -> None:
         if self._transport is not None:
@@ -105,27 +129,34 @@ class Connection(asyncio.Protocol):
         now = time.perf_counter()
         *events, self._received = (self._received + body).split(EVENT_END)
         for event in events:
-            if _holds_text(event):
-                self._answer.text_events_at.append(now)
+            if holds_text(event):
+                self.answer.text_events_at.append(now)
             if USAGE in event:
                 self._usage_event = event
 
     def on_message_complete(self) -> None:
-        self._answer.ended_at = time.perf_counter()
+        self.answer.ended_at = time.perf_counter()
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
 
-def _holds_text(event: bytes) -> bool:
-    # Both servers write compact JSON. Inside a text, quotes are escaped: it cannot look like this.
-    return b'"text":"' in event and b'"text":""' not in event
+def streaming_body(prompt: str, num_new_tokens: int, **fields: Any) -> bytes:
+    """The body that asks for a stream of exactly `num_new_tokens` tokens; greedy unless told."""
+    body = {
+        "prompt": prompt,
+        "max_new_tokens": num_new_tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    return json.dumps(body | fields).encode()
 
 
-def http_request(path: str, body: bytes) -> bytes:
-    """A POST with a JSON body, as bytes."""
+def http_request(body: bytes, key: str | None = None) -> bytes:
+    """`POST /generate` with a JSON body, as bytes."""
+    authorization = "" if key is None else f"authorization: Bearer {key}\r\n"
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        f"POST /generate HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
+        f"{authorization}content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
@@ -150,7 +181,7 @@ def stream_all(
 async def _stream_all(
     server: Server, bodies: Sequence[bytes], num_clients: int, on_answer: Callable[[], Any]
 ) -> list[StreamedAnswer]:
-    requests = iter([http_request(server.kind.generate_path, body) for body in bodies])
+    requests = iter([http_request(body) for body in bodies])
     answers: list[StreamedAnswer] = []
     try:
         async with asyncio.TaskGroup() as clients:

@@ -1,12 +1,11 @@
 """What the answers of one run say, in numbers."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from loadtest.clients import StreamedAnswer
-from loadtest.servers import CPUSeconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +31,12 @@ class Measurement:
     server: str
     answers: list[StreamedAnswer]
     seconds: float
-    cpu: CPUSeconds
 
     @classmethod
-    def of(cls, server: str, answers: list[StreamedAnswer], cpu: CPUSeconds) -> "Measurement":
+    def of(cls, server: str, answers: list[StreamedAnswer]) -> "Measurement":
         started = min(answer.sent_at for answer in answers)
         ended = max(answer.ended_at for answer in answers)
-        return cls(server, answers, ended - started, cpu)
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(answer.prompt_tokens for answer in self.answers)
+        return cls(server, answers, ended - started)
 
     @property
     def completion_tokens(self) -> int:
@@ -61,27 +55,6 @@ class Measurement:
     def itl(self) -> Latency:
         return Latency.of([gap for answer in self.answers for gap in answer.itl_seconds])
 
-    @property
-    def serving_cpu_ms_per_token(self) -> float:
-        """CPU milliseconds that the process that answers HTTP spends on a completion token."""
-        return self.cpu.serving * 1000 / self.completion_tokens
-
-    def figures(self) -> dict[str, object]:
-        """For JSON."""
-        return {
-            "server": self.server,
-            "requests": len(self.answers),
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "text_events": sum(len(answer.text_events_at) for answer in self.answers),
-            "seconds": round(self.seconds, 3),
-            "tokens_per_second": round(self.tokens_per_second, 2),
-            "ttft": asdict(self.ttft),
-            "itl": asdict(self.itl),
-            "serving_cpu_seconds": round(self.cpu.serving, 2),
-            "engine_cpu_seconds": round(self.cpu.engine, 2),
-        }
-
 
 def pool(measurements: Iterable[Measurement]) -> Measurement:
     """Several runs against one server as one."""
@@ -92,24 +65,5 @@ def pool(measurements: Iterable[Measurement]) -> Measurement:
             first.server,
             pooled.answers + other.answers,
             pooled.seconds + other.seconds,
-            pooled.cpu + other.cpu,
         )
     return pooled
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """The throughput of one server over that of another: of all runs, and round by round."""
-
-    overall: float
-    rounds: list[float]
-
-    @classmethod
-    def of(cls, numerators: list[Measurement], denominators: list[Measurement]) -> "Ratio":
-        return cls(
-            pool(numerators).tokens_per_second / pool(denominators).tokens_per_second,
-            [
-                numerator.tokens_per_second / denominator.tokens_per_second
-                for numerator, denominator in zip(numerators, denominators, strict=True)
-            ],
-        )

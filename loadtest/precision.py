@@ -27,7 +27,7 @@ from rich.table import Table
 from app.engine.model.find import find_model
 from app.errors import SoftserveError
 from app.settings import Settings
-from loadtest.clients import RequestFailed, stream_all
+from loadtest.clients import RequestFailed, stream_all, streaming_body
 from loadtest.measurements import Measurement
 from loadtest.next_tokens import NUM_TOKENS, Quality
 from loadtest.prompts import make_prompts, tokenizer_of
@@ -172,10 +172,9 @@ def measure_speed(environment: dict[str, str], folder: Path) -> Speed:
 def stream(
     server: Server, prompts: list[str], num_clients: int, num_new_tokens: int
 ) -> Measurement:
-    bodies = [SOFTSERVE.request("", prompt, num_new_tokens) for prompt in prompts]
-    cpu_before = server.cpu_seconds()
+    bodies = [streaming_body(prompt, num_new_tokens) for prompt in prompts]
     answers = stream_all(server, bodies, num_clients, lambda: None)
-    return Measurement.of(SOFTSERVE.name, answers, server.cpu_seconds() - cpu_before)
+    return Measurement.of(SOFTSERVE.name, answers)
 
 
 def median(measured: list[Speed]) -> Speed:

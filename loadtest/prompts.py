@@ -24,16 +24,17 @@ MAX_TRIES = 1000
 
 
 def make_prompts(count: int, num_tokens: int, tokenize: Tokenize, seed: int) -> list[str]:
-    """`count` prompts, each of `num_tokens` tokens by `tokenize`.
+    """`count` prompts, each of `num_tokens` tokens by `tokenize`."""
+    source = random.Random(seed)  # noqa: S311 (repeatable, not secret)
+    return [make_prompt(num_tokens, tokenize, source) for _ in range(count)]
+
+
+def make_prompt(num_tokens: int, tokenize: Tokenize, source: random.Random) -> str:
+    """Random words that are `num_tokens` tokens by `tokenize`.
 
     Raises:
         ValueError: no words come out at exactly so many tokens.
     """
-    source = random.Random(seed)  # noqa: S311 (repeatable, not secret)
-    return [_make_prompt(num_tokens, tokenize, source) for _ in range(count)]
-
-
-def _make_prompt(num_tokens: int, tokenize: Tokenize, source: random.Random) -> str:
     for _ in range(MAX_TRIES):
         words = source.choices(WORDS, k=num_tokens)
         while words and (excess := len(tokenize(" ".join(words))) - num_tokens) > 0:

@@ -4,7 +4,6 @@ Both servers read the same `SOFTSERVE_*` environment variables, so that one desc
 engine serves two processes.
 """
 
-import json
 import os
 import re
 import signal
@@ -13,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 
@@ -34,43 +33,19 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerKind:
-    """How a server is started and asked."""
+    """How a server is started, and asked in the benchmark."""
 
     name: str
     module: str
     arguments: tuple[str, ...]
     ready_path: str
-    generate_path: str
-    streaming_body: Callable[[str, str, int], dict[str, Any]]
+    # What the benchmark asks, and the name of the function for it in vLLM's client.
+    endpoint: str
+    backend: str
 
     def command(self, port: int) -> list[str]:
         address = ("--host", HOST, "--port", str(port))
         return [sys.executable, "-m", self.module, *self.arguments, *address]
-
-    def request(self, model: str, prompt: str, num_new_tokens: int) -> bytes:
-        """The body that asks for a greedy stream of exactly `num_new_tokens` tokens."""
-        return json.dumps(self.streaming_body(model, prompt, num_new_tokens)).encode()
-
-
-def _softserve_body(model: str, prompt: str, num_new_tokens: int) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "max_new_tokens": num_new_tokens,
-        "ignore_eos": True,
-        "stream": True,
-    }
-
-
-def _vllm_body(model: str, prompt: str, num_new_tokens: int) -> dict[str, Any]:
-    return {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": num_new_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
 
 
 SOFTSERVE = ServerKind(
@@ -78,16 +53,16 @@ SOFTSERVE = ServerKind(
     module="app.cli.main",
     arguments=("serve",),
     ready_path="/health/ready",
-    generate_path="/generate",
-    streaming_body=_softserve_body,
+    endpoint="/generate",
+    backend="softserve",
 )
 VLLM_SERVE = ServerKind(
     name="vllm serve",
     module="loadtest.vllm_serve",
     arguments=(),
     ready_path="/health",
-    generate_path="/v1/completions",
-    streaming_body=_vllm_body,
+    endpoint="/v1/completions",
+    backend="vllm",
 )
 
 
@@ -108,6 +83,13 @@ class Server:
         serving = mib.pop(self.process_id, 0.0)
         # The others are helpers of Python's multiprocessing.
         return {"serving": serving, "engine": max(mib.values(), default=0.0)}
+
+    def resident_mib_by_process(self) -> dict[str, float]:
+        """MiB in memory, shared pages included, of each process by its name and number."""
+        return {
+            f"{stat.name} {stat.process_id}": stat.resident_bytes / 2**20
+            for stat in _group_stats(self.process_id)
+        }
 
     def peak_resident_mib(self) -> float:
         """The most MiB that the engine's largest process ever had in memory."""
@@ -134,9 +116,6 @@ class CPUSeconds:
 
     def __sub__(self, earlier: "CPUSeconds") -> "CPUSeconds":
         return CPUSeconds(self.serving - earlier.serving, self.engine - earlier.engine)
-
-    def __add__(self, other: "CPUSeconds") -> "CPUSeconds":
-        return CPUSeconds(self.serving + other.serving, self.engine + other.engine)
 
 
 @contextmanager
@@ -227,6 +206,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @dataclass(frozen=True, slots=True)
 class _ProcessStat:
     process_id: int
+    name: str
     cpu_seconds: float
     resident_bytes: int
 
@@ -237,9 +217,11 @@ def _group_stats(group_id: int) -> Iterator[_ProcessStat]:
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             # The name, in parentheses, may hold anything; the fields after it are plain.
-            fields = file.read_text().rpartition(")")[2].split()
+            start, _, end = file.read_text().rpartition(")")
+            fields = end.split()
             if int(fields[2]) == group_id:
                 ticks = int(fields[11]) + int(fields[12])
                 resident_bytes = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
                 process_id = int(file.parent.name)
-                yield _ProcessStat(process_id, ticks / ticks_per_second, resident_bytes)
+                name = start.partition("(")[2]
+                yield _ProcessStat(process_id, name, ticks / ticks_per_second, resident_bytes)

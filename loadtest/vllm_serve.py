@@ -4,7 +4,8 @@
 
 The settings are read as softserve reads them (`SOFTSERVE_MODEL`, `SOFTSERVE_KV_CACHE_GIB`, ...),
 and turned by softserve's own code into what the engine is given; what is on the command line is
-passed on to vLLM. Then this process becomes `python -m vllm.entrypoints.openai.api_server`.
+passed on to vLLM. Then this process becomes `python -m vllm.entrypoints.openai.api_server`, without
+softserve's plugin, which vLLM would load as it is installed beside it; INT8 needs it.
 """
 
 import json
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from app.engine.model.find import find_model
+from app.engine.model.precision import INT8_METHOD
 from app.engine.vllm.arguments import parse_engine_arguments
 from app.engine.vllm.device import this_device
 from app.engine.vllm.engine import engine_arguments
@@ -26,18 +28,26 @@ API_SERVER = "vllm.entrypoints.openai.api_server"
 def main() -> None:
     settings = Settings()
     prepare_environment(settings)
+    name, arguments = model_and_arguments(settings)
+    if this_device().is_cpu:
+        prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
+    arguments["served_model_name"] = name
+    if arguments["quantization"] != INT8_METHOD:
+        os.environ["VLLM_PLUGINS"] = ""
+    command = [sys.executable, "-m", API_SERVER, *command_line(arguments), *sys.argv[1:]]
+    os.execv(sys.executable, command)  # noqa: S606 (a shell would add nothing)
+
+
+def model_and_arguments(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The served name of the model, and the engine arguments that softserve gives to vLLM.
+
+    vLLM is imported: `prepare_environment` comes first.
+    """
     name, folder = find_model(settings)
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    device = this_device()
-    arguments = engine_arguments(folder, settings, device) | parse_engine_arguments(
-        settings.engine_arg, AsyncEngineArgs
-    )
-    if device.is_cpu:
-        prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
-    arguments["served_model_name"] = name
-    command = [sys.executable, "-m", API_SERVER, *command_line(arguments), *sys.argv[1:]]
-    os.execv(sys.executable, command)  # noqa: S606 (a shell would add nothing)
+    given = parse_engine_arguments(settings.engine_arg, AsyncEngineArgs)
+    return name, engine_arguments(folder, settings, this_device()) | given
 
 
 def command_line(arguments: dict[str, Any]) -> Iterator[str]:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs softserve and everything below it into .venv, from the lock file that fits the machine.
 #   scripts/install.sh serve    what the server needs
-#   scripts/install.sh test     the same, and what the tests and checks need
+#   scripts/install.sh loadtest the same, and what the load tests need
+#   scripts/install.sh test     both, and what the tests and checks need
 # The Makefile and the Dockerfile both call it. SOFTSERVE_DEVICE=cpu|cuda overrules the detection,
 # PYTHON names the interpreter.
 set -euo pipefail
@@ -22,12 +23,38 @@ if [ -z "${SOFTSERVE_DEVICE:-}" ]; then
 fi
 locks=("requirements/$SOFTSERVE_DEVICE.lock")
 [ -f "${locks[0]}" ] || fail "SOFTSERVE_DEVICE is cpu or cuda, not $SOFTSERVE_DEVICE"
-[ "$purpose" = serve ] || locks+=(requirements/test.lock)
+[ "$purpose" = serve ] || locks+=(requirements/loadtest.lock)
+[ "$purpose" != test ] || locks+=(requirements/test.lock)
 
-# What is installed already is named after the files that it was installed from.
-digest=$(cat "${locks[@]}" pyproject.toml | sha256sum | cut -c1-16)
-stamp=".venv/.installed-$purpose-$SOFTSERVE_DEVICE-$digest"
-[ -f "$stamp" ] && exit 0
+# What is installed already is named after the files that it was installed from. It serves those who need less.
+digest=$(cat "${locks[0]}" requirements/{loadtest,test}.lock pyproject.toml | sha256sum | cut -c1-16)
+stamp_of() { echo ".venv/.installed-$1-$SOFTSERVE_DEVICE-$digest"; }
+case "$purpose" in
+  serve) enough=(serve loadtest test) ;;
+  loadtest) enough=(loadtest test) ;;
+  test) enough=(test) ;;
+  *) fail "the purpose is serve, loadtest or test, not $purpose" ;;
+esac
+
+# Operators in C++: slower ones of PyTorch do the same where there is no compiler. They are named
+# after all that they depend on as well. SOFTSERVE_COMPILE=all: for every CPU, as an image needs it.
+compile_operators() {
+  [ "$SOFTSERVE_DEVICE" = cpu ] || return 0
+  local cpu compiler made_from compiled
+  cpu=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo || uname -m)
+  compiler=$(g++ --version 2>/dev/null || true)
+  made_from=$(cat app/engine/plugin/native/*.{py,cpp,h} "${locks[0]}" - <<<"$cpu $compiler ${SOFTSERVE_COMPILE:-}" | sha256sum)
+  compiled=".venv/.compiled-${made_from:0:16}"
+  [ ! -f "$compiled" ] || return 0
+  # What fails is told once, and tried again when something of this has changed.
+  .venv/bin/python -m app.engine.plugin.native.library ${SOFTSERVE_COMPILE:-} || true
+  rm -f .venv/.compiled-*
+  touch "$compiled"
+}
+
+for each in "${enough[@]}"; do
+  if [ -f "$(stamp_of "$each")" ]; then compile_operators; exit 0; fi
+done
 
 echo "install: $purpose on $SOFTSERVE_DEVICE, about two minutes and 4 GB" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv ||
@@ -51,8 +78,10 @@ fi
 
 # A lock file is complete: resolving again would bring back what it leaves out on purpose.
 for lock in "${locks[@]}"; do
-  .venv/bin/uv pip install --python .venv/bin/python --no-deps "${torch_backend[@]}" -r "$lock"
+  # Bytecode is written now: not every machine may write it later, and without it a start takes twice as long.
+  .venv/bin/uv pip install --python .venv/bin/python --no-deps --compile-bytecode "${torch_backend[@]}" -r "$lock"
 done
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 rm -f .venv/.installed-*
-touch "$stamp"
+touch "$(stamp_of "$purpose")"
+compile_operators

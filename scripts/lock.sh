@@ -16,7 +16,12 @@ for package in torchvision torchaudio torchcodec triton; do without+=(--no-emit-
 compile cpu.lock --extra cpu "${without[@]}"
 # Not from a folder of wheels that holds the CPU build of torch.
 UV_FIND_LINKS= compile cuda.lock --extra cuda --python-platform x86_64-manylinux_2_31
-compile all.lock --extra cpu --extra test "${without[@]}" --constraint requirements/cpu.lock
-# Only what the tests add, so that it goes on top of either.
-comm -13 <(sort requirements/cpu.lock) <(sort requirements/all.lock) > requirements/test.lock
-rm requirements/all.lock
+# Each of these holds only what it adds to those before it: it goes on top of cpu or cuda.
+below=(cpu)
+for extra in loadtest test; do
+  compile with.lock --extra cpu --extra loadtest --extra "$extra" "${without[@]}" \
+    $(printf -- '--constraint requirements/%s.lock ' "${below[@]}")
+  comm -13 <(sort $(printf 'requirements/%s.lock ' "${below[@]}")) <(sort requirements/with.lock) > "requirements/$extra.lock"
+  below+=("$extra")
+done
+rm requirements/with.lock

@@ -101,11 +101,9 @@ class _Server(Generic[Http]):
     _url: str
     _http: Http
 
-    def __init__(
-        self, http: type[Http], url: str, admin_key: str | None, max_connections: int
-    ) -> None:
+    def __init__(self, http: type[Http], url: str, key: str | None, max_connections: int) -> None:
         self._url = url.rstrip("/")
-        headers = _authorization(admin_key) if admin_key else {}
+        headers = _authorization(key) if key else {}
         limits = httpx.Limits(max_connections=max_connections)
         with self._told_as_sentences():
             self._http = http(base_url=self._url, headers=headers, limits=limits)
@@ -126,8 +124,11 @@ class _Server(Generic[Http]):
         """The answer of a server that did what it was asked, else its own sentence."""
         if response.is_success:
             return self._parsed(response, answer_type)
+        raise self._refusal(response)
+
+    def _refusal(self, response: httpx.Response) -> ClientError:
         refusal = self._parsed(response, ErrorAnswer).error
-        raise ClientError(refusal.message, type=refusal.type)
+        return ClientError(refusal.message, type=refusal.type)
 
     def _parsed(self, response: httpx.Response, answer_type: type[Answer]) -> Answer:
         try:
@@ -142,9 +143,9 @@ class Client(_Server[httpx.Client]):
     """A running server."""
 
     def __init__(
-        self, url: str, admin_key: str | None = None, max_connections: int = MAX_CONNECTIONS
+        self, url: str, key: str | None = None, max_connections: int = MAX_CONNECTIONS
     ) -> None:
-        super().__init__(httpx.Client, url, admin_key, max_connections)
+        super().__init__(httpx.Client, url, key, max_connections)
 
     def __enter__(self) -> Self:
         return self
@@ -157,14 +158,22 @@ class Client(_Server[httpx.Client]):
             response = self._http.send(call.request(self._http))
         return self._read(response, call.answer_type)
 
+    def text(self, path: str) -> str:
+        """An answer that is no JSON, as that of `GET /metrics`."""
+        with self._told_as_sentences():
+            response = self._http.get(path)
+        if not response.is_success:
+            raise self._refusal(response)
+        return response.text
+
 
 class AsyncClient(_Server[httpx.AsyncClient]):
     """A running server that is asked many things at once."""
 
     def __init__(
-        self, url: str, admin_key: str | None = None, max_connections: int = MAX_CONNECTIONS
+        self, url: str, key: str | None = None, max_connections: int = MAX_CONNECTIONS
     ) -> None:
-        super().__init__(httpx.AsyncClient, url, admin_key, max_connections)
+        super().__init__(httpx.AsyncClient, url, key, max_connections)
 
     async def __aenter__(self) -> Self:
         return self
@@ -178,8 +187,8 @@ class AsyncClient(_Server[httpx.AsyncClient]):
         return self._read(response, call.answer_type)
 
 
-def _authorization(admin_key: str) -> dict[bytes, bytes]:
+def _authorization(key: str) -> dict[bytes, bytes]:
     # The HTTP library's own error would show the key.
-    if not admin_key.isprintable():
-        raise ClientError("the admin key has a line break or the like in it: remove it")
-    return {b"authorization": f"Bearer {admin_key}".encode()}
+    if not key.isprintable():
+        raise ClientError("the key has a line break or the like in it: remove it")
+    return {b"authorization": f"Bearer {key}".encode()}

@@ -31,6 +31,7 @@ from app.engine.protocol import (
 )
 from app.errors import AdapterRejected, EngineDied, EngineStarting, InvalidRequest
 from app.serving.inspection import inspect_distribution
+from app.tasks import end
 from softserve.schema.adapters import WEIGHTS_FILE
 from softserve.schema.controls import Sampling
 from softserve.schema.generation import FinishReason
@@ -53,7 +54,13 @@ ARCHITECTURE = Architecture(
 class FakeEngine:
     """`Engine` for tests, with a lever for everything that can happen to a real one."""
 
-    def __init__(self, *, context_window: int = 256, has_chat_template: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        context_window: int = 256,
+        has_chat_template: bool = True,
+        schedules_by_priority: bool = False,
+    ) -> None:
         self._info = EngineInfo(
             model="echo",
             device="none",
@@ -62,6 +69,10 @@ class FakeEngine:
             kv_cache_bytes=1024,
             context_window=context_window,
             vocabulary_size=VOCABULARY_SIZE,
+            pauses_completions=True,
+            max_running_sequences=8,
+            schedules_by_priority=schedules_by_priority,
+            lora_kernel=None,
             engine="fake",
             engine_version="1",
         )
@@ -74,10 +85,13 @@ class FakeEngine:
         self._may_score.set()
         self._may_load = asyncio.Event()
         self._may_load.set()
+        self._may_answer = asyncio.Event()
+        self._may_answer.set()
         self._started = False
         self._died = False
         self._failure: tuple[int, Exception] | None = None
         self._aborting = False
+        self._aborted: dict[str, asyncio.Event] = {}
         self.start_failure: Exception | None = None
         self.num_stops = 0
         self.loaded: dict[str, AdapterFiles] = {}
@@ -88,6 +102,8 @@ class FakeEngine:
         self.rejected: dict[str, str] = {}
         self._running: list[Prompt] = []
         self.open: list[str] = []
+        self.paused: dict[str, asyncio.Event] = {}
+        self.num_resumes = 0
         self.finished: list[str] = []
         self.left_early: list[str] = []
 
@@ -116,6 +132,13 @@ class FakeEngine:
     def release_loads(self) -> None:
         self._may_load.set()
 
+    def stall(self) -> None:
+        """Answer no ping and no abort."""
+        self._may_answer.clear()
+
+    def answer(self) -> None:
+        self._may_answer.set()
+
     def reject(self, digest: str, reason: str) -> None:
         """Refuse to load a version."""
         self.rejected[digest] = reason
@@ -126,7 +149,7 @@ class FakeEngine:
 
     def die(self) -> None:
         self._died = True
-        self.release()
+        self._release_all()
 
     # What the server does with the engine.
 
@@ -145,6 +168,9 @@ class FakeEngine:
     @property
     def died(self) -> bool:
         return self._died
+
+    async def ping(self, *, is_busy: bool) -> None:
+        await self._may_answer.wait()
 
     async def start(self) -> None:
         await self._may_start.wait()
@@ -194,9 +220,23 @@ class FakeEngine:
         await asyncio.sleep(0)
         del self.loaded[adapter.digest]
 
+    async def pause(self, request_id: str, prompt_index: int) -> None:
+        if (name := f"{request_id}-{prompt_index}") in self.open:
+            self.paused.setdefault(name, asyncio.Event())
+
+    async def resume(self, request_id: str, prompt_index: int) -> None:
+        if resumed := self.paused.pop(f"{request_id}-{prompt_index}", None):
+            resumed.set()
+            self.num_resumes += 1
+
+    async def abort(self, request_id: str, prompt_index: int) -> None:
+        if (aborted := self._aborted.get(f"{request_id}-{prompt_index}")) is not None:
+            aborted.set()
+
     async def abort_all(self) -> None:
+        await self._may_answer.wait()
         self._aborting = True
-        self.release()
+        self._release_all()
 
     async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
         self._check_loaded(prompt)
@@ -210,14 +250,18 @@ class FakeEngine:
         self._check_loaded(prompt)
         self._running.append(prompt)
         self.open.append(name)
+        aborted = self._aborted[name] = asyncio.Event()
         echo = self._echo(prompt)
         running = [Completion(prompt, echo, decoding, i) for i in range(decoding.sampling.n)]
         num_chunks = 0
         try:
             while running:
                 for completion in list(running):
-                    await self._go_on(num_chunks, self._may_generate)
-                    chunk = completion.abort() if self._aborting else completion.step()
+                    if (resumed := self.paused.get(name)) is not None:
+                        await _first_of(resumed, aborted)
+                    await self._go_on(num_chunks, self._may_generate, aborted)
+                    ends = self._aborting or aborted.is_set()
+                    chunk = completion.abort() if ends else completion.step()
                     num_chunks += 1
                     if chunk.finish_reason is not None:
                         running.remove(completion)
@@ -226,8 +270,15 @@ class FakeEngine:
         finally:
             if running:
                 self.left_early.append(name)
+            self.paused.pop(name, None)
             self.open.remove(name)
+            del self._aborted[name]
             self._running.remove(prompt)
+
+    def _release_all(self) -> None:
+        self.release()
+        for resumed in self.paused.values():
+            resumed.set()
 
     def _check_loaded(self, prompt: Prompt) -> None:
         for digest in _adapters_of(prompt):
@@ -241,8 +292,10 @@ class FakeEngine:
             marks.append(adapter_mark(prompt.soft_prompt, prompt.task))
         return [*"".join(marks).encode(), *prompt.token_ids]
 
-    async def _go_on(self, num_chunks: int, permission: asyncio.Event) -> None:
-        await permission.wait()
+    async def _go_on(
+        self, num_chunks: int, permission: asyncio.Event, aborted: asyncio.Event | None = None
+    ) -> None:
+        await _first_of(permission, aborted or permission)
         if self._died:
             raise EngineDied("the engine has died: try again")
         if self._failure is not None and self._failure[0] == num_chunks:
@@ -343,6 +396,16 @@ class Completion:
             finish_reason=reason,
             num_virtual_tokens=self._prompt.num_virtual_tokens,
         )
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    if any(event.is_set() for event in events):
+        return
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(waiting)
 
 
 def adapter_mark(digest: str, task: int | None = None) -> str:

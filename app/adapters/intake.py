@@ -36,18 +36,19 @@ class Intake:
         *,
         force: bool = False,
         task: int | None = None,
+        live: bool = True,
     ) -> Record:
-        """Check uploaded files and make them the live version of `name`.
+        """Check uploaded files and make them the live version of `name`, or put them beside that.
 
         Raises:
             InvalidRequest: no such name can be.
             AdapterRejected: the files are not an adapter that this server can run.
-            AdapterConflict: the name is live as another kind.
+            AdapterConflict: the name is live as another kind, is split, or is not live.
         """
         self.registry.names.check(name)
         stage = partial(stage_files, files)
         async with self.staged(stage, force=force, task=task) as (folder, version):
-            return await self.registry.publish(name, folder, version, FROM_UPLOAD)
+            return await self.registry.publish(name, folder, version, FROM_UPLOAD, live=live)
 
     async def add_folder(
         self,
@@ -58,6 +59,7 @@ class Intake:
         roots: Sequence[Path] = (),
         force: bool = False,
         task: int | None = None,
+        live: bool = True,
     ) -> Record:
         """Check a folder and make its files the live version. Raises as `add_upload` does.
 
@@ -66,7 +68,7 @@ class Intake:
         self.registry.names.check(name)
         stage = partial(stage_folder, folder, roots=roots)
         async with self.staged(stage, force=force, task=task) as (staged, version):
-            return await self.registry.publish(name, staged, version, source)
+            return await self.registry.publish(name, staged, version, source, live=live)
 
     async def add_source(
         self,
@@ -76,6 +78,7 @@ class Intake:
         *,
         force: bool = False,
         task: int | None = None,
+        live: bool = True,
     ) -> Record:
         """As `add_folder`, from a folder below the permitted ones or from a hub repository."""
         self.registry.names.check(name)
@@ -83,11 +86,11 @@ class Intake:
         found = await self._in_thread(resolve_source, source, revision, roots)
         if isinstance(found, LocalFolder):
             return await self.add_folder(
-                name, found.folder, source, roots=roots, force=force, task=task
+                name, found.folder, source, roots=roots, force=force, task=task, live=live
             )
         async with self.registry.names.staging() as folder:
             fetched = await self._in_thread(fetch_hub, found, folder, self._max_bytes)
-            return await self.add_folder(name, folder, fetched, force=force, task=task)
+            return await self.add_folder(name, folder, fetched, force=force, task=task, live=live)
 
     @asynccontextmanager
     async def staged(

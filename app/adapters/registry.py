@@ -6,7 +6,7 @@ ends, whatever happens to the names meanwhile.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -24,11 +24,14 @@ from app.adapters.residency import Residency
 from app.adapters.version import AdapterVersion
 from app.engine.effect import Effect
 from app.engine.protocol import AdapterFiles, Engine
-from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest
+from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest, ServerFull
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
+from app.telemetry.traces import phase
 from app.versions.location import store_folder
-from app.versions.names import Names, Words
+from app.versions.names import Names, Visible, Words, everything
 from app.versions.records import Record, Watched
+from app.versions.splits import Asker
 from app.versions.store import Store
 from softserve.schema.adapters import ADAPTER_FILES, AdapterKind
 
@@ -54,6 +57,10 @@ class ResolvedAdapter:
     version: AdapterVersion
     task: int | None = None
 
+    def reference(self, digest: str) -> str:
+        """What names the same task of a version of it."""
+        return f"{self.name}@{digest}" + ("" if self.task is None else f"#{self.task}")
+
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
@@ -63,8 +70,20 @@ class Adapters:
     soft_prompt: ResolvedAdapter | None = None
 
     @property
+    def all(self) -> list[ResolvedAdapter]:
+        return [each for each in (self.lora, self.soft_prompt) if each is not None]
+
+    @property
     def names(self) -> list[str]:
-        return [each.name for each in (self.lora, self.soft_prompt) if each is not None]
+        return [each.name for each in self.all]
+
+    @property
+    def lora_name(self) -> str | None:
+        return None if self.lora is None else self.lora.name
+
+    @property
+    def soft_prompt_name(self) -> str | None:
+        return None if self.soft_prompt is None else self.soft_prompt.name
 
     @property
     def lora_digest(self) -> str | None:
@@ -107,9 +126,9 @@ class _Use:
 class AdapterRegistry:
     """The adapters of one engine. `names` says what each name points to."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         store = Store(store_folder(settings), "adapter", AdapterVersion, ADAPTER_FILES)
-        self._residency = Residency(engine, settings.max_loaded_adapters)
+        self._residency = Residency(engine, settings.max_loaded_adapters, metrics)
         self._probe = Probe(engine)
         self.names = Names(
             store,
@@ -142,33 +161,48 @@ class AdapterRegistry:
 
     @asynccontextmanager
     async def lease(
-        self, adapter: str | None = None, soft_prompt: str | None = None
+        self,
+        adapter: str | None = None,
+        soft_prompt: str | None = None,
+        visible: Visible = everything,
+        asker: Asker | None = None,
+        *,
+        spare: bool = False,
     ) -> AsyncIterator[Adapters]:
         """Resolve the names of a request, and hold what they stand for in the engine.
 
         A name is `name` or `name@version`, a digest or at least six of its first digits, and either
-        with `#task` where a soft prompt has several.
+        with `#task` where a soft prompt has several. The bare name is what its `asker` gets. An
+        error suggests names that are `visible`. What nobody waits for gets `spare` room alone, and
+        is not counted as a request.
 
         Raises:
             AdapterNotFound: no such name, version or task, or it is not served.
             InvalidRequest: an adapter is named in the field of the other kind, or without its task.
             AdapterRejected: the engine cannot load it.
+            ServerFull: there is no spare room.
         """
         adapters = Adapters(
-            lora=None if adapter is None else self._resolve(adapter, "lora"),
-            soft_prompt=None if soft_prompt is None else self._resolve(soft_prompt, "soft_prompt"),
+            lora=None if adapter is None else self._resolve(adapter, "lora", visible, asker),
+            soft_prompt=None
+            if soft_prompt is None
+            else self._resolve(soft_prompt, "soft_prompt", visible, asker),
         )
-        resolved = [each for each in (adapters.lora, adapters.soft_prompt) if each is not None]
+        resolved = adapters.all
+        if spare:
+            self._check_room(resolved)
         uses = [self._uses.setdefault(each.name, _Use()) for each in resolved]
         async with AsyncExitStack() as stack:
             # Nothing is awaited before all files are pinned: no change comes in between.
             for each, use in zip(resolved, uses, strict=True):
                 stack.enter_context(use.lease())
                 stack.enter_context(self.names.store.pinned(each.version.digest))
-            for each in resolved:
-                await stack.enter_async_context(self._hold(each.version))
+            if resolved:
+                with phase("adapter"):
+                    for each in resolved:
+                        await stack.enter_async_context(self._hold(each.version))
             for each, use in zip(resolved, uses, strict=True):
-                use.num_requests[each.version.digest] += 1
+                use.num_requests[each.version.digest] += not spare
             yield adapters
 
     async def publish(
@@ -179,21 +213,26 @@ class AdapterRegistry:
         source: str,
         *,
         watched: Watched | None = None,
+        live: bool = True,
     ) -> Record:
-        """Make a staged, valid version the live one.
+        """Make a staged, valid version the live one, or put it beside that.
 
         Raises:
             AdapterRejected: the engine cannot load it, or cannot compute with it.
-            AdapterConflict: the name is live as another kind.
+            AdapterConflict: the name is live as another kind, is split, or is not live.
         """
         record = await self.names.publish(
-            name, folder, version, source, kind=version.kind, watched=watched
+            name, folder, version, source, kind=version.kind, watched=watched, live=live
         )
-        return _told(record)
+        return _told(record) if live else record
 
     async def rollback(self, name: str, version: str | None = None) -> Record:
         """Make an older version live again. Raises as `Names.rollback` does."""
         return _told(await self.names.rollback(name, version))
+
+    async def promote(self, name: str, version: str | None = None) -> Record:
+        """Make a version live that was tried. Raises as `Names.promote` does."""
+        return _told(await self.names.promote(name, version))
 
     async def remove(self, name: str) -> None:
         """Forget a name: at once for new requests, then wait for its leases, then delete its files.
@@ -223,10 +262,22 @@ class AdapterRegistry:
         use = self._uses.get(name)
         return Counter() if use is None else use.num_requests
 
-    def _resolve(self, reference: str, kind: AdapterKind) -> ResolvedAdapter:
+    @property
+    def is_short_of_room(self) -> bool:
+        """Whether a request waits for room in the engine's memory."""
+        return self._residency.is_short_of_room
+
+    def _check_room(self, resolved: Iterable[ResolvedAdapter]) -> None:
+        for each in resolved:
+            if not self._residency.has_room(each.version.kind, each.version.digest):
+                raise ServerFull(f"there is no spare room for {each.name}: try again in a moment")
+
+    def _resolve(
+        self, reference: str, kind: AdapterKind, visible: Visible, asker: Asker | None
+    ) -> ResolvedAdapter:
         field = FIELDS[kind]
         versioned, has_task, task = reference.partition("#")
-        name, digest = self.names.resolve(versioned, field, kind)
+        name, digest = self.names.resolve(versioned, field, kind, visible, asker)
         version = self.names.store.version(digest)
         if version.kind != kind:
             raise InvalidRequest(

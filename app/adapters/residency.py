@@ -5,6 +5,7 @@ the one that has been unused for longest is unloaded; if all are in use, the ask
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import structlog
 
 from app.engine.protocol import AdapterFiles, Engine
+from app.telemetry.metrics import Metrics
+from app.telemetry.usage import kind_of
 from softserve.schema.adapters import AdapterKind
 
 log = structlog.get_logger(__name__)
@@ -48,8 +51,9 @@ class Residency:
     and harms no other that waits for the same version.
     """
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
+    def __init__(self, engine: Engine, capacity: int, metrics: Metrics) -> None:
         self._engine = engine
+        self._metrics = metrics
         self._pools: dict[AdapterKind, _Pool] = {
             "lora": _Pool(capacity),
             "soft_prompt": _Pool(capacity),
@@ -89,6 +93,16 @@ class Residency:
     def is_loaded(self, digest: str) -> bool:
         resident = self._find(digest)
         return resident is not None and resident.is_loaded
+
+    @property
+    def is_short_of_room(self) -> bool:
+        """Whether somebody waits for room, or has something unloaded for it."""
+        return any(pool.turn.locked() for pool in self._pools.values())
+
+    def has_room(self, kind: AdapterKind, digest: str) -> bool:
+        """Whether a version can be held at once: it is there, or nothing has to go for it."""
+        pool = self._pools[kind]
+        return digest in pool.residents or pool.num_used < pool.capacity
 
     def retire(self, digest: str) -> None:
         """Unload a version as soon as nobody holds it, unless somebody asks for it again."""
@@ -143,11 +157,16 @@ class Residency:
             self._let_go(resident)
 
     async def _fill(self, pool: _Pool, resident: _Resident) -> None:
+        kind = kind_of(resident.files.kind)
+        started = time.perf_counter()
         try:
             await self._engine.load_adapter(resident.files)
-        except BaseException:
+        except BaseException as error:
             pool.num_used -= 1
+            if isinstance(error, Exception):
+                self._metrics.adapter_load_failures.labels(kind).inc()
             raise
+        self._metrics.adapter_load_seconds.labels(kind).observe(time.perf_counter() - started)
         resident.is_loaded = True
 
     async def _take_room(self, pool: _Pool, resident: _Resident) -> bool:
@@ -169,6 +188,7 @@ class Residency:
             if resident.is_loaded and not resident.num_holders
         )
         if not pool.num_leaving and (unused := next(free, None)) is not None:
+            self._metrics.adapter_evictions.labels(kind_of(unused.files.kind)).inc()
             self._start_unload(unused)
         self._changed.clear()
 

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.canary import tried
 from app.cli.console import PIPE_WIDTH, stdout
 from softserve.schema.adapters import AdapterOut, VersionOut
 from softserve.schema.checks import CheckedAdapter
@@ -38,7 +39,8 @@ def print_adapters(adapters: Sequence[AdapterOut], console: Console | None = Non
     if _natural_width(table, console) > console.width:
         table = _list(adapters, stacked=True)
     console.print(table)
-    for sentence in (*_why_not(adapters), *_warnings(adapters)):
+    tries = (sentence for adapter in adapters for sentence in tried(adapter))
+    for sentence in (*tries, *_why_not(adapters), *_warnings(adapters)):
         console.print()
         console.print(_plain(sentence))
 
@@ -51,14 +53,14 @@ def print_adapter(adapter: AdapterOut, console: Console | None = None) -> None:
         modules = f" on {', '.join(version.target_modules)}" if version.target_modules else ""
         console.print(_plain(f"{adapter.name}: {kind_of(version)}{modules}"))
         console.print(_plain(f"base model: {version.base_model or 'not declared'}"))
-        for line in facts_of(adapter):
+        for line in facts_of(version):
             console.print(_plain(line))
         console.print()
         console.print(_versions(adapter))
-    for reason in _why_not([adapter]):
+    for sentence in (*tried(adapter), *_why_not([adapter])):
         if version is not None:
             console.print()
-        console.print(_plain(reason))
+        console.print(_plain(sentence))
 
 
 def shown_version(adapter: AdapterOut) -> VersionOut | None:
@@ -67,9 +69,8 @@ def shown_version(adapter: AdapterOut) -> VersionOut | None:
     return next(live, adapter.versions[0] if adapter.versions else None)
 
 
-def facts_of(adapter: AdapterOut) -> list[str]:
-    """What the shown version changes, and in what it is served otherwise than its files say."""
-    version = shown_version(adapter)
+def facts_of(version: VersionOut | None) -> list[str]:
+    """What a version changes, and in what it is served otherwise than its files say."""
     if version is None:
         return []
     return [_effect(version), *(f"note: {note}" for note in version.notes)]

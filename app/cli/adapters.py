@@ -22,7 +22,8 @@ from rich.status import Status
 from typer.core import TyperGroup
 
 from app.cli.adapter_tables import facts_of, kind_of, print_adapter, print_adapters, shown_version
-from app.cli.connection import DEFAULT_URL, AdminKey, Family, Url, Version, connected
+from app.cli.canary import Live, add_commands, beside
+from app.cli.connection import DEFAULT_URL, Family, Key, Url, Version, connected
 from app.cli.console import fail, missing_package
 from app.cli.late import LateCommand
 from softserve.client import PATIENT, Call, Client, ClientError, upload
@@ -69,17 +70,17 @@ cli = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
 
 
 @cli.command("list")
-def list_adapters(url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
+def list_adapters(url: Url = DEFAULT_URL, key: Key = None) -> None:
     """List the adapters."""
-    with connected(url, admin_key) as client:
+    with connected(url, key) as client:
         answer = client.send(Call("GET", ADAPTERS.path, AdapterList))
     print_adapters(answer.adapters)
 
 
 @cli.command()
-def show(name: Name, url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
+def show(name: Name, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Show one adapter and its versions, newest first."""
-    with connected(url, admin_key) as client:
+    with connected(url, key) as client:
         answer = client.send(ADAPTERS.show(name))
     print_adapter(answer)
 
@@ -99,46 +100,52 @@ def add(
     ] = None,
     force: Force = False,
     task: Task = None,
+    live: Live = True,
     url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
+    key: Key = None,
 ) -> None:
     """Add an adapter, or a new version of one: it is checked, loaded, and then live."""
-    path, files = ADAPTERS.path_of(name), _files_here(source)
+    path, files = ADAPTERS.path_of(name) + ("" if live else "?live=false"), _files_here(source)
     if files and revision is not None:
         raise fail(
             f"{source} is on this machine and only a hub id has revisions: leave --revision out"
         )
-    with connected(url, admin_key) as client:
+    with connected(url, key) as client:
         before = _find(client, name)
         if files:
             after = _upload(client, path, files, force=force, task=task)
         else:
             after = _name_source(client, path, source, revision, force=force, task=task)
-    typer.echo("\n".join([_added(before, after), *facts_of(after)]))
+    new = after.versions[0]
+    if not live and new.version != after.live:
+        typer.echo("\n".join([beside("adapter", after, new.version), *facts_of(new)]))
+        return
+    typer.echo("\n".join([_added(before, after), *facts_of(shown_version(after))]))
 
 
 @cli.command()
-def rollback(
-    name: Name, version: Version = None, url: Url = DEFAULT_URL, admin_key: AdminKey = None
-) -> None:
+def rollback(name: Name, version: Version = None, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Make an older version live again."""
-    with connected(url, admin_key) as client:
+    with connected(url, key) as client:
         before = _find(client, name)
         with _status("the server loads it"):
             after = client.send(ADAPTERS.rollback(name, version))
-    typer.echo("\n".join([_rolled_back(before, after), *facts_of(after)]))
+    typer.echo("\n".join([_rolled_back(before, after), *facts_of(shown_version(after))]))
 
 
 @cli.command()
-def remove(name: Name, url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
+def remove(name: Name, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Remove an adapter with its versions, once the requests that use it have ended."""
     call = ADAPTERS.remove(name)
     with (
-        connected(url, admin_key) as client,
+        connected(url, key) as client,
         _status("waiting for the requests that use it to end"),
     ):
         client.send(call)
     typer.echo(f"{name} is removed.")
+
+
+add_commands(cli, ADAPTERS)
 
 
 def _files_here(source: str) -> list[Path]:

@@ -1,5 +1,6 @@
 """Which server the commands talk to, and what they ask of adapters and of templates alike."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,24 @@ from softserve.schema.versions import RollbackBody
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(help="The running server.", envvar="SOFTSERVE_URL")]
-AdminKey = Annotated[
-    str | None, typer.Option(help="The server's admin key.", envvar="SOFTSERVE_ADMIN_KEY")
+
+
+def _from_stdin(key: str | None) -> str | None:
+    return sys.stdin.readline().strip() if key == "-" else key
+
+
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        "--admin-key",
+        help="A key of the server; - reads it from standard input. A process's arguments can be "
+        "seen by others: better is the environment.",
+        envvar=["SOFTSERVE_API_KEY", "SOFTSERVE_ADMIN_KEY"],
+        # It would show the value.
+        show_default=False,
+        callback=_from_stdin,
+    ),
 ]
 Version = Annotated[
     str | None,
@@ -24,10 +41,10 @@ Version = Annotated[
 
 
 @contextmanager
-def connected(url: str, admin_key: str | None = None) -> Iterator[Client]:
+def connected(url: str, key: str | None = None) -> Iterator[Client]:
     """A client of the server. A `ClientError` ends the command with its sentence."""
     try:
-        with Client(url, admin_key) as client:
+        with Client(url, key) as client:
             yield client
     except ClientError as error:
         raise fail(str(error)) from None

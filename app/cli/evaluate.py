@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.adapters import ADAPTERS
-from app.cli.connection import DEFAULT_URL, Url, connected
+from app.cli.connection import DEFAULT_URL, Key, Url, connected
 from app.cli.console import fail
 from app.cli.evaluation_tables import print_comparison
 from app.cli.templates import TEMPLATES, body_of, template_in
@@ -71,10 +71,11 @@ def evaluate(
     ] = Path("evaluation.jsonl"),
     out: Annotated[Path | None, typer.Option(help="An HTML report.")] = None,
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     try:
         metric_names = _metrics(metrics)
-        with connected(url) as client:
+        with connected(url, key) as client:
             templates = {_stem(each): _find_template(client, each) for each in _list(template)}
             adapters = [_pinned_adapter(client, each) for each in _list(adapter)]
             model = client.send(Call("GET", "/info", ModelInfo)).model
@@ -95,7 +96,7 @@ def evaluate(
             return Question(key_of(model, body, row.fields[reference]), body, row.line)
 
         questions = [[question(variant, row) for row in rows] for variant in variants]
-        answers = asyncio.run(_ask_all(url, questions, results, concurrency))
+        answers = asyncio.run(_ask_all(url, key, questions, results, concurrency))
         _tell_left_out(left_out | _skipped(questions, answers))
         names = [name_of(variant, variants) for variant in variants]
         comparison = compare(names, answers, references, metric_names, seed)
@@ -108,7 +109,11 @@ def evaluate(
 
 
 async def _ask_all(
-    url: str, questions: Sequence[Sequence[Question]], results: Path, concurrency: int
+    url: str,
+    key: str | None,
+    questions: Sequence[Sequence[Question]],
+    results: Path,
+    concurrency: int,
 ) -> list[list[Answered]]:
     """The answers to the questions of each variant, with a progress bar."""
     flat = [each for of_variant in questions for each in of_variant]
@@ -119,7 +124,7 @@ async def _ask_all(
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    async with AsyncClient(url, max_connections=concurrency) as client:
+    async with AsyncClient(url, key, max_connections=concurrency) as client:
         with progress:
             task = progress.add_task("asking", total=len(flat))
             answers = await ask_all(

@@ -35,10 +35,16 @@ COMMANDS = [
         "app.cli.inspection",
         "Show what the sampling controls do to a prompt's next token, on a running server.",
     ),
+    LateCommand("top", "app.cli.top", "Show what a running server does, now."),
     LateCommand(
         "adapter",
         "app.cli.adapters",
         "Show and change the adapters of a running server, or check one without.",
+    ),
+    LateCommand(
+        "key",
+        "app.cli.keys",
+        "Make, list and revoke keys, in a file or on a running server; show what was used.",
     ),
     LateCommand(
         "template", "app.cli.templates", "Show and change the prompt templates of a running server."

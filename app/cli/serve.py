@@ -9,7 +9,7 @@ from app.cli.console import fail
 from app.cli.options import flag, with_options
 from app.errors import StartError
 from app.settings import Settings
-from app.telemetry.logs import configure_logging
+from app.telemetry.logs import configure_logging, relay_stderr
 from softserve.schema.server import Limits
 
 cli = typer.Typer(add_completion=False)
@@ -27,6 +27,7 @@ def serve(**given: Any) -> None:
         reasons = [f"{flag(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
         raise fail("; ".join(reasons)) from None
     configure_logging(settings.log_format, settings.log_level)
+    relay_stderr()
     # vLLM's and the server's imports take seconds, which a wrong option has not to wait for.
     from app.server import serve as run_server
 

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.canary import tried
 from app.cli.console import stdout
 from softserve.schema.templates import TemplateSummary
 from softserve.schema.versions import short
@@ -24,4 +25,8 @@ def print_templates(templates: Sequence[TemplateSummary]) -> None:
             f"{each.num_examples}",
             Text((each.rejected and f"rejected: {each.rejected}") or each.description),
         )
-    stdout().print(table)
+    console = stdout()
+    console.print(table)
+    for sentence in (sentence for each in templates for sentence in tried(each)):
+        console.print()
+        console.print(Text(sentence))

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.connection import DEFAULT_URL, AdminKey, Family, Url, Version, connected
+from app.cli.canary import Live, add_commands, beside
+from app.cli.connection import DEFAULT_URL, Family, Key, Url, Version, connected
 from app.cli.console import fail
 from app.cli.template_tables import print_templates
 from app.errors import TemplateRejected
@@ -22,9 +23,9 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @cli.command("list")
-def list_templates(url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
+def list_templates(url: Url = DEFAULT_URL, key: Key = None) -> None:
     """List the templates."""
-    with connected(url, admin_key) as client:
+    with connected(url, key) as client:
         answer = client.send(Call("GET", TEMPLATES.path, TemplateList))
     print_templates(answer.templates)
 
@@ -36,10 +37,10 @@ def show(
         bool, typer.Option("--yaml", help="Only the content, as a file for `template add`.")
     ] = False,
     url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
+    key: Key = None,
 ) -> None:
     """Show a template's content, as JSON, and its versions."""
-    with connected(url, admin_key) as client:
+    with connected(url, key) as client:
         answer = client.send(TEMPLATES.show(name))
     if as_yaml:
         if answer.template is None:
@@ -53,32 +54,39 @@ def show(
 def add(
     name: Name,
     file: Annotated[Path, typer.Argument(help="A .yaml file.")],
+    live: Live = True,
     url: Url = DEFAULT_URL,
-    admin_key: AdminKey = None,
+    key: Key = None,
 ) -> None:
     """Add a template, or a new version of one; the JSONL file that it names goes with it."""
-    path, body = TEMPLATES.path_of(name), body_of(template_in(file))
-    with connected(url, admin_key) as client:
+    path = TEMPLATES.path_of(name) + ("" if live else "?live=false")
+    body = body_of(template_in(file))
+    with connected(url, key) as client:
         answer = client.send(Call("PUT", path, TemplateOut, body, PATIENT))
+    new = answer.versions[0].version
+    if not live and new != answer.live:
+        typer.echo(beside("template", answer, new))
+        return
     typer.echo(_is_live(answer))
 
 
 @cli.command()
-def rollback(
-    name: Name, version: Version = None, url: Url = DEFAULT_URL, admin_key: AdminKey = None
-) -> None:
+def rollback(name: Name, version: Version = None, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Make an older version live again."""
-    with connected(url, admin_key) as client:
+    with connected(url, key) as client:
         answer = client.send(TEMPLATES.rollback(name, version))
     typer.echo(_is_live(answer))
 
 
 @cli.command()
-def remove(name: Name, url: Url = DEFAULT_URL, admin_key: AdminKey = None) -> None:
+def remove(name: Name, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Remove a template with its versions."""
-    with connected(url, admin_key) as client:
+    with connected(url, key) as client:
         client.send(TEMPLATES.remove(name))
     typer.echo(f"{name} is removed.")
+
+
+add_commands(cli, TEMPLATES)
 
 
 def template_in(file: Path) -> Template:

@@ -89,6 +89,8 @@ class GenerationRequest:
 
     `logprobs` is the number of most likely tokens to report per position (None: report nothing).
     `adapter` and `soft_prompt` are each a name, or `name@version`, the second also with `#task`.
+    Requests of one `session` get the same version of a name that several share. `timeout_seconds`
+    begin with its admission; a higher `priority` comes first.
     """
 
     request_id: str
@@ -97,6 +99,9 @@ class GenerationRequest:
     logprobs: int | None = None
     adapter: str | None = None
     soft_prompt: str | None = None
+    session: str | None = None
+    timeout_seconds: float | None = None
+    priority: int = 0
 
     @property
     def num_sequences(self) -> int:
@@ -126,7 +131,8 @@ class GenerationChunk:
 
     `text` holds whole characters only; `token_ids` are the tokens since the last chunk, whose text
     may still be held back. `num_cached_tokens` of the prompt and its soft prompt came from the
-    prefix cache.
+    prefix cache. `queue_seconds` are those before the engine's first step for it, `prefill_seconds`
+    those from there to its first token.
     """
 
     prompt_index: int
@@ -139,6 +145,7 @@ class GenerationChunk:
     logprobs: tuple[PositionLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     num_virtual_tokens: int = 0
+    prefill_seconds: float = 0.0
 
     @property
     def key(self) -> CompletionKey:

@@ -30,7 +30,11 @@ class Weights:
 class EngineInfo:
     """What a running engine has loaded. `context_window` and `vocabulary_size` are in tokens.
 
-    `dtype` is the type of activations, and of weights that are not quantized.
+    `dtype` is the type of activations, and of weights that are not quantized. At most
+    `max_running_sequences` completions are generated at a time; `schedules_by_priority` is whether
+    the more important ones go first, and `pauses_completions` whether `pause` is understood.
+    `lora_kernel` is what multiplies with LoRAs on a CPU, `native` or `torch`; None elsewhere, and
+    without LoRAs.
     """
 
     model: str
@@ -40,6 +44,10 @@ class EngineInfo:
     kv_cache_bytes: int
     context_window: int
     vocabulary_size: int
+    max_running_sequences: int
+    schedules_by_priority: bool
+    pauses_completions: bool
+    lora_kernel: str | None
     engine: str
     engine_version: str
 
@@ -107,10 +115,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How the completions of a prompt are made, and what is reported of each position."""
+    """How the completions of a prompt are made, and what is reported of each position.
+
+    A higher `priority` is more important, where the engine schedules by it.
+    """
 
     sampling: Sampling
     logprobs: int | None = None
+    priority: int = 0
 
 
 class Engine(Protocol):
@@ -130,6 +142,12 @@ class Engine(Protocol):
     @property
     def died(self) -> bool:
         """Whether a started engine can never answer again."""
+
+    async def ping(self, *, is_busy: bool) -> None:
+        """Return when the engine has answered: late, or never, where it hangs.
+
+        Where it `is_busy`, all of its processes have to answer, else perhaps the first alone.
+        """
 
     async def start(self) -> None:
         """Load the model. Raises `StartError` with a sentence for the operator."""
@@ -175,6 +193,19 @@ class Engine(Protocol):
 
         A stop string that is a special token ends a completion at that token.
         """
+
+    async def pause(self, request_id: str, prompt_index: int) -> None:
+        """Generate no more for a prompt that is being generated, and hold nothing for it.
+
+        The few tokens that are being made still come. Nothing happens to a prompt that has ended.
+        Only where `info.pauses_completions`.
+        """
+
+    async def resume(self, request_id: str, prompt_index: int) -> None:
+        """Go on with a paused prompt where it was, as if there had been no pause."""
+
+    async def abort(self, request_id: str, prompt_index: int) -> None:
+        """End a prompt's completions as `abort_all` does. One that has ended is left alone."""
 
     async def abort_all(self) -> None:
         """End every completion in flight, with the text it has and finish_reason `abort`."""

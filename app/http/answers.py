@@ -1,6 +1,7 @@
 """From the domain to the wire: what is told of adapters, templates and prompts."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from app.adapters.effect import warning_of
@@ -9,7 +10,9 @@ from app.engine.effect import Effect
 from app.serving.generation import FewShotPrompt, FewShotPrompts
 from app.templates.labels import LabelScore
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
+from app.versions.names import Names
 from app.versions.records import Entry, Record
+from app.versions.splits import Split
 from softserve.schema.adapters import AdapterOut, EffectOut, VersionOut
 from softserve.schema.generation import AdapterUsed
 from softserve.schema.icl import (
@@ -21,6 +24,7 @@ from softserve.schema.icl import (
     TemplateUsed,
 )
 from softserve.schema.templates import Template, TemplateOut, TemplateSummary
+from softserve.schema.versions import ShadowOut, ShadowResults, SplitOut
 
 
 def adapters_used(adapters: Adapters) -> dict[str, AdapterUsed]:
@@ -38,7 +42,7 @@ def _adapter_used(used: ResolvedAdapter) -> AdapterUsed:
 def adapter_out(adapters: AdapterRegistry, record: Record) -> AdapterOut:
     num_requests = adapters.num_requests(record.name)
     return AdapterOut(
-        **_name_fields(record),
+        **_name_fields(adapters.names, record),
         kind=record.kind,
         requests=num_requests.total(),
         versions=[
@@ -68,28 +72,54 @@ def _effect_out(effect: Effect | None) -> EffectOut | None:
 
 
 def template_summary(templates: TemplateRegistry, record: Record) -> TemplateSummary:
-    return TemplateSummary(**_template_fields(record, _live_template(templates, record)))
+    live = _live_template(templates, record)
+    return TemplateSummary(**_template_fields(templates, record, live))
 
 
 def template_out(templates: TemplateRegistry, record: Record) -> TemplateOut:
     live = _live_template(templates, record)
-    return TemplateOut(**_template_fields(record, live), template=live)
+    return TemplateOut(**_template_fields(templates, record, live), template=live)
 
 
 def _live_template(templates: TemplateRegistry, record: Record) -> Template | None:
     return None if record.live is None else templates.names.store.version(record.live)
 
 
-def _template_fields(record: Record, live: Template | None) -> dict[str, Any]:
-    return _name_fields(record) | {
+def _template_fields(
+    templates: TemplateRegistry, record: Record, live: Template | None
+) -> dict[str, Any]:
+    return _name_fields(templates.names, record) | {
         "description": "" if live is None else live.description,
         "num_examples": 0 if live is None else len(live.examples),
         "versions": [_version_fields(record, entry) for entry in record.history],
     }
 
 
-def _name_fields(record: Record) -> dict[str, Any]:
-    return {"name": record.name, "live": record.live, "rejected": record.rejected}
+def _name_fields(names: Names[Any], record: Record) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "live": record.live,
+        "rejected": record.rejected,
+        "split": _split_out(record.split),
+        "shadow": _shadow_out(names, record),
+    }
+
+
+def _split_out(split: Split | None) -> SplitOut | None:
+    return None if split is None else SplitOut(versions=dict(split.weights), sticky=split.sticky)
+
+
+def _shadow_out(names: Names[Any], record: Record) -> ShadowOut | None:
+    if (shadow := record.shadow) is None:
+        return None
+    tally = names.tally(record.name)
+    results = asdict(tally) | {"agreement": tally.mean_agreement}
+    return ShadowOut(
+        version=shadow.digest,
+        percent=shadow.percent,
+        since=shadow.since,
+        results=ShadowResults(**results),
+    )
 
 
 def _version_fields(record: Record, entry: Entry) -> dict[str, Any]:

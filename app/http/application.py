@@ -1,12 +1,16 @@
 """Wiring: settings and an engine in, an ASGI application out."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from copy import copy
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
+from app.access.door import Door
+from app.access.usage import UsageBook
 from app.adapters.archive import MAX_CONFIG_BYTES
 from app.adapters.folder import AdapterFolder
 from app.adapters.intake import Intake
@@ -14,17 +18,31 @@ from app.adapters.registry import AdapterRegistry
 from app.engine.protocol import Engine
 from app.errors import SoftserveError
 from app.http import routes
+from app.http.browsers import OwnSite
+from app.http.ending import count_from_zero
 from app.http.errors import install_error_handlers
-from app.http.middleware import AbsoluteForm, BodyLimit, Lingering, RequestContext
+from app.http.middleware import (
+    REQUEST_ID_HEADER,
+    AbsoluteForm,
+    BodyLimit,
+    Lingering,
+    RequestContext,
+)
+from app.http.requests import SESSION_HEADER
 from app.serving.admission import Admission
 from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
+from app.serving.observation import observe
 from app.serving.service import Service
+from app.serving.shadowing import Shadowing
 from app.serving.warming import Warming
+from app.serving.watchdog import Watchdog
 from app.settings import Settings
+from app.tasks import end
 from app.telemetry.metrics import Metrics
 from app.templates.folder import TemplateFolder
 from app.templates.registry import TemplateRegistry
+from app.versions.location import store_folder
 from app.versions.watcher import FolderWatcher
 from softserve import __version__
 
@@ -36,22 +54,33 @@ DESCRIPTION = (
 
 
 def create_app(
-    settings: Settings, engine: Engine, on_failure: Callable[[SoftserveError], None]
+    settings: Settings,
+    engine: Engine,
+    on_failure: Callable[[SoftserveError], None],
+    stop: Callable[[], None],
 ) -> FastAPI:
     """The whole server. The engine starts with the app's lifespan, in the background.
 
-    `on_failure` hears of an engine that cannot start or has died.
+    `on_failure` hears of an engine that cannot start or has died; `stop` begins the drain.
+
+    Raises:
+        StartError: the file of keys cannot be used.
     """
-    metrics = Metrics()
-    admission = Admission(settings.max_sequences_in_flight)
-    metrics.sequences_in_flight.set_function(lambda: admission.sequences_in_flight)
-    adapters = AdapterRegistry(engine, settings)
+    door = Door(settings)
+    book = UsageBook(store_folder(settings))
+    metrics = Metrics(settings.max_metric_names)
+    count_from_zero(metrics)
+    admission = Admission(
+        settings.max_sequences_in_flight,
+        settings.max_waiting_prompt_tokens,
+        settings.max_running_sequences,
+    )
+    adapters = AdapterRegistry(engine, settings, metrics)
     intake = Intake(engine, adapters, settings)
     templates = TemplateRegistry(engine, settings)
-    metrics.adapters_live.set_function(lambda: len(adapters.names.live))
-    metrics.adapter_requests.live = lambda: adapters.names.live
-    metrics.adapters_loaded.set_function(lambda: adapters.num_loaded)
-    service = Service(engine, adapters, admission, metrics, settings)
+    observe(metrics, door, admission, adapters, templates, settings.max_loras)
+    shadowing = Shadowing(engine, adapters, admission)
+    service = Service(engine, adapters, admission, shadowing, book, metrics, settings)
     warming = Warming(engine, adapters, templates)
     adapter_folder = AdapterFolder(intake, settings.adapter_dir, settings.adapter_root)
     template_folder = TemplateFolder(templates, settings.template_dir, warming.warm)
@@ -66,18 +95,23 @@ def create_app(
         engine,
         adapters,
         templates,
+        book,
         FolderWatcher(adapters.names, adapter_folder),
         FolderWatcher(templates.names, template_folder),
         warming,
         admission,
+        Watchdog(engine, admission, settings.engine_timeout_seconds),
         show_memory,
         on_failure,
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(door.watch())
         lifecycle.begin()
         yield
+        await end([watching])
+        await shadowing.close()
         await lifecycle.end()
 
     app = FastAPI(
@@ -86,10 +120,13 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        # The guard's: routes/docs.py.
+        openapi_url=None,
         # A template is shown as it is sent.
         separate_input_output_schemas=False,
     )
     app.state.settings = settings
+    app.state.metrics = metrics
     app.state.service = service
     app.state.few_shot = FewShot(service, templates)
     app.state.templates = templates
@@ -97,8 +134,12 @@ def create_app(
     app.state.adapters = adapters
     app.state.intake = intake
     app.state.lifecycle = lifecycle
-    for family in (routes.generate, routes.adapters, routes.icl, routes.templates, routes.health):
-        app.include_router(family.router)
+    app.state.door = door
+    app.state.book = book
+    app.state.stop = stop
+    for family in routes.FAMILIES:
+        for router in family.routers:
+            app.include_router(router)
     _answer_head(app)
     install_error_handlers(app)
     app.add_middleware(
@@ -107,10 +148,30 @@ def create_app(
         # The two files, and what a form puts around them.
         max_form_bytes=settings.max_adapter_bytes + 2 * MAX_CONFIG_BYTES,
     )
+    if settings.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origin,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["authorization", "content-type", REQUEST_ID_HEADER, SESSION_HEADER],
+            expose_headers=[REQUEST_ID_HEADER, "retry-after"],
+        )
+    app.add_middleware(OwnSite, origins=settings.cors_origin, hosts=_hosts(settings, door))
     app.add_middleware(RequestContext, metrics=metrics)
     app.add_middleware(Lingering)
     app.add_middleware(AbsoluteForm)
     return app
+
+
+def _hosts(settings: Settings, door: Door) -> set[str] | None:
+    """The names that the server answers to; None is any.
+
+    A page that is led here by a name of its own has no key; and by which names a network knows the
+    server, only its operator can say.
+    """
+    if settings.trusted_host or door.is_for_this_machine:
+        return {settings.host.lower(), *settings.trusted_host}
+    return None
 
 
 def _answer_head(app: FastAPI) -> None:

@@ -1,10 +1,14 @@
-"""What the routes share: the server's parts, a request's id, and what every endpoint may answer."""
+"""What the routes share: the server's parts, who asks, and what every endpoint may answer."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
+from app.access.caller import Caller
+from app.access.door import Door
+from app.access.usage import UsageBook
 from app.adapters.intake import Intake
 from app.adapters.registry import AdapterRegistry
 from app.serving.few_shot import FewShot
@@ -27,9 +31,11 @@ ERRORS: Responses = {
 }
 NOT_READY: Responses = {503: ERRORS[503]}
 NOT_FOUND: Responses = {404: {"model": ErrorAnswer, "description": "No such name or version."}}
+UNPERMITTED: Responses = {
+    401: {"model": ErrorAnswer, "description": "A key is needed, or this one is not known."},
+    403: {"model": ErrorAnswer, "description": "The key lacks the role, or may not use the name."},
+}
 REFUSALS: Responses = ERRORS | {
-    401: {"model": ErrorAnswer, "description": "The admin key is missing or wrong."},
-    403: {"model": ErrorAnswer, "description": "No admin key, and not from this machine."},
     409: {"model": ErrorAnswer, "description": "It contradicts what is there."},
 }
 EVENT_STREAM: Responses = {
@@ -52,9 +58,9 @@ def _part(name: str) -> Any:
     return Depends(part)
 
 
-async def _request_id(request: Request) -> str:
-    request_id: str = request.state.request_id
-    return request_id
+async def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
 
 
 TheService = Annotated[Service, _part("service")]
@@ -63,7 +69,19 @@ TheAdapters = Annotated[AdapterRegistry, _part("adapters")]
 TheIntake = Annotated[Intake, _part("intake")]
 TheTemplates = Annotated[TemplateRegistry, _part("templates")]
 TheWarming = Annotated[Warming, _part("warming")]
-RequestId = Annotated[str, Depends(_request_id)]
+TheDoor = Annotated[Door, _part("door")]
+TheBook = Annotated[UsageBook, _part("book")]
+TheStop = Annotated[Callable[[], None], _part("stop")]
+TheCaller = Annotated[Caller, Depends(_caller)]
+
+# Of what is added.
+Live = Annotated[
+    bool,
+    Query(
+        description="`false` puts the version beside the live one, for a split, a shadow, or "
+        "requests that name it as `NAME@VERSION`."
+    ),
+]
 
 
 def json_answer(answer: BaseModel) -> Response:

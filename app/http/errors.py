@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,10 +18,15 @@ from app.errors import (
     AdapterTooLarge,
     ContextWindowExceeded,
     EngineDied,
+    EngineStalled,
     EngineStarting,
     InvalidRequest,
+    KeyConflict,
+    KeyNotFound,
     KeyRequired,
     NotPermitted,
+    QuotaExceeded,
+    RequestTimedOut,
     ServerDraining,
     ServerFull,
     SoftserveError,
@@ -28,18 +34,21 @@ from app.errors import (
     TemplateConflict,
     TemplateNotFound,
     TemplateRejected,
-    Unavailable,
+    TryAgainLater,
 )
 from app.http.media_types import media_type
 from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
 from softserve.schema.inspection import InspectBody
+from softserve.schema.keys import without_secrets
 
 STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
     ContextWindowExceeded: (422, "context_window_exceeded"),
     KeyRequired: (401, "key_required"),
     NotPermitted: (403, "not_permitted"),
+    KeyNotFound: (404, "key_not_found"),
+    KeyConflict: (409, "key_conflict"),
     AdapterNotFound: (404, "adapter_not_found"),
     AdapterConflict: (409, "adapter_conflict"),
     AdapterTooLarge: (413, "adapter_too_large"),
@@ -47,10 +56,13 @@ STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     TemplateNotFound: (404, "template_not_found"),
     TemplateConflict: (409, "template_conflict"),
     TemplateRejected: (422, "template_rejected"),
+    QuotaExceeded: (429, "quota_exceeded"),
     ServerFull: (503, "server_full"),
+    RequestTimedOut: (503, "request_timed_out"),
     EngineStarting: (503, "engine_starting"),
     ServerDraining: (503, "server_draining"),
     StoreUnavailable: (503, "store_unavailable"),
+    EngineStalled: (503, "engine_stalled"),
     EngineDied: (503, "engine_died"),
 }
 HTTP_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -80,7 +92,7 @@ ErrorBody = dict[str, dict[str, str | None]]
 
 
 def error_body(type: str, message: str, param: str | None = None) -> ErrorBody:
-    """The one body of every error. It may quote what a client sent, lone surrogates and all."""
+    """The one body of every error. What it quotes of a request may be anything, a key included."""
     return {
         "error": {
             "type": type,
@@ -91,7 +103,7 @@ def error_body(type: str, message: str, param: str | None = None) -> ErrorBody:
 
 
 def _sendable(text: str) -> str:
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    return without_secrets(text.encode("utf-8", errors="replace").decode("utf-8"))
 
 
 def _shortened(text: str) -> str:
@@ -112,13 +124,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(SoftserveError)
     async def softserve_error(request: Request, error: SoftserveError) -> JSONResponse:
-        status, body = describe(error)
-        headers = None
-        if isinstance(error, Unavailable):
-            headers = {"retry-after": str(error.retry_after_seconds)}
-        elif isinstance(error, KeyRequired):
-            headers = {"www-authenticate": "Bearer"}
-        return JSONResponse(body, status, headers)
+        return refusal_of(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -131,7 +137,7 @@ def install_error_handlers(app: FastAPI) -> None:
             body = error_body("invalid_request", NOT_SENT_AS_JSON.format(as_what=as_what))
         else:
             body = _describe_validation(errors, FIELDS.get(request.url.path, []))
-        return JSONResponse(body, status)
+        return _told(request, body, status)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -142,7 +148,26 @@ def install_error_handlers(app: FastAPI) -> None:
         headers = error.headers
         if error.status_code == 405:
             headers = {"allow": _allowed_methods(request)}
-        return JSONResponse(error_body(name, message), error.status_code, headers)
+        return _told(request, error_body(name, message), error.status_code, headers)
+
+
+def refusal_of(request: Request, error: SoftserveError) -> JSONResponse:
+    """The answer to a request that is refused."""
+    status, body = describe(error)
+    headers = None
+    if isinstance(error, TryAgainLater):
+        headers = {"retry-after": str(max(1, ceil(error.retry_after_seconds)))}
+    elif isinstance(error, KeyRequired):
+        headers = {"www-authenticate": "Bearer"}
+    return _told(request, body, status, headers)
+
+
+def _told(
+    request: Request, body: ErrorBody, status: int, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The answer; the log and the metrics hear of the error's type."""
+    request.state.error_type = body["error"]["type"]
+    return JSONResponse(body, status, headers)
 
 
 def _allowed_methods(request: Request) -> str:
@@ -168,7 +193,8 @@ def _describe_field(
     """A sentence for one of pydantic's errors, and the field that it is about."""
     kind, location = error["type"], [part for part in error["loc"][1:] if not _is_tag(part)]
     field = _shortened(str(location[0])) if location else None
-    where = field if field is None else "".join([field, *(f"[{part}]" for part in location[1:])])
+    below = "".join(f"[{_shortened(str(part))}]" for part in location[1:])
+    where = field if field is None else f"{field}{below}"
     if kind == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']}", None
     if kind == "string_unicode":

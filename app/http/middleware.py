@@ -12,10 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.caller import NOBODY
+from app.http.ending import record_end, traced
 from app.http.errors import describe
 from app.http.media_types import FORM, media_type
-from app.serving.ledger import Ledger
-from app.telemetry.metrics import Metrics, Outcome
+from app.telemetry.metrics import Metrics
+from softserve.schema.keys import without_secrets
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +40,11 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = given if VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        is_usable = VALID_REQUEST_ID.fullmatch(given) and given == without_secrets(given)
+        request_id = given if is_usable else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        state["caller"] = NOBODY
         status: int | None = None
         started = time.perf_counter()
 
@@ -51,7 +55,10 @@ class RequestContext:
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            traced(scope) as span,
+        ):
             try:
                 await self.app(scope, receive, send_with_id)
             except ClientDisconnect:
@@ -60,42 +67,10 @@ class RequestContext:
                 log.exception("request failed")
                 if status is None:
                     code, body = describe(error)
+                    state["error_type"] = body["error"]["type"]
                     await JSONResponse(body, code)(scope, receive, send_with_id)
             finally:
-                outcome: Outcome = state.get("outcome") or _outcome_of(status)
-                ledger: Ledger | None = state.get("ledger")
-                self.metrics.requests.labels(_endpoint(scope), outcome).inc()
-                # Probes come every few seconds: they would bury the rest.
-                record = log.debug if scope["method"] in {"GET", "HEAD"} else log.info
-                record(
-                    "request ended",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    outcome=outcome,
-                    duration_ms=round((time.perf_counter() - started) * 1000, 1),
-                    **({} if ledger is None else ledger.summary()),
-                )
-
-
-def _endpoint(scope: Scope) -> str:
-    """The path of the route that took the request; there are only so many."""
-    route = scope.get("route")
-    return "unknown" if route is None else str(route.path).strip("/")
-
-
-def _outcome_of(status: int | None) -> Outcome:
-    match status:
-        case None:
-            return "aborted"
-        case 503:
-            return "refused"
-        case _ if status >= 500:
-            return "failed"
-        case _ if status >= 400:
-            return "invalid"
-        case _:
-            return "success"
+                record_end(self.metrics, span, scope, status, started)
 
 
 class BodyLimit:

@@ -1,7 +1,7 @@
 """From the wire to the domain: what a body asks for."""
 
 from codecs import BOM_UTF8
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -11,10 +11,12 @@ from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampli
 from app.errors import InvalidRequest
 from app.http.media_types import JSON, media_type
 from app.serving.few_shot import FewShotRequest
-from softserve.schema.controls import AdapterChoice, PromptControls
+from softserve.schema.controls import AdapterChoice, PromptControls, Scheduling
 from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
 from softserve.schema.inspection import InspectBody
+
+SESSION_HEADER = "x-softserve-session"
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -40,22 +42,26 @@ async def json_body(kind: type[T], request: Request, otherwise: str) -> T:
         ) from error
 
 
-def generation_request(body: GenerateBody, request_id: str) -> GenerationRequest:
+def generation_request(body: GenerateBody, request: Request) -> GenerationRequest:
     """Raises `InvalidRequest`."""
     return GenerationRequest(
-        request_id=request_id,
+        request_id=request.state.request_id,
+        session=request.headers.get(SESSION_HEADER),
         num_prompts=len(body.prompt),
         sampling=resolve_sampling(**body.sampling_given()),
         logprobs=body.logprobs,
         adapter=body.adapter,
         soft_prompt=body.soft_prompt,
+        timeout_seconds=body.timeout_seconds,
+        priority=body.priority,
     )
 
 
-def inspection_request(body: InspectBody, request_id: str) -> GenerationRequest:
+def inspection_request(body: InspectBody, request: Request) -> GenerationRequest:
     """The request for the one token that is inspected. Raises `InvalidRequest`."""
     return GenerationRequest(
-        request_id=request_id,
+        request_id=request.state.request_id,
+        session=request.headers.get(SESSION_HEADER),
         num_prompts=1,
         sampling=resolve_sampling(**body.sampling_given(), max_new_tokens=1),
         adapter=body.adapter,
@@ -68,10 +74,11 @@ def prompt_style(body: PromptControls) -> PromptStyle:
     return PromptStyle(body.use_chat_template, body.system)
 
 
-def few_shot_request(body: RenderBody, request_id: str) -> FewShotRequest:
+def few_shot_request(body: RenderBody, request: Request) -> FewShotRequest:
     """What a template is to be filled with."""
     return FewShotRequest(
-        request_id=request_id,
+        request_id=request.state.request_id,
+        session=request.headers.get(SESSION_HEADER),
         template=body.template,
         inputs=tuple(body.inputs),
         shots=body.shots,
@@ -80,5 +87,11 @@ def few_shot_request(body: RenderBody, request_id: str) -> FewShotRequest:
         examples=None if body.examples is None else tuple(body.examples),
         sampling=body.sampling_given(),
         adapters=body.model_dump(include=set(AdapterChoice.model_fields), exclude_unset=True),
-        logprobs=body.logprobs if isinstance(body, IclGenerateBody) else None,
+        **_only_of_a_generation(body),
     )
+
+
+def _only_of_a_generation(body: RenderBody) -> dict[str, Any]:
+    if not isinstance(body, IclGenerateBody):
+        return {}
+    return body.model_dump(include={"logprobs", *Scheduling.model_fields})

@@ -177,7 +177,9 @@ class EventStream(StreamingResponse):
             if not isinstance(error, SoftserveError):
                 log.exception("request failed")
             state["outcome"] = "failed"
-            yield b"event: error\n" + _event(describe(error)[1])
+            _, body = describe(error)
+            state["error_type"] = body["error"]["type"]
+            yield b"event: error\n" + _event(body)
 
     def _chunk_events(self, generation: Generation, chunk: GenerationChunk) -> list[bytes]:
         key = {"prompt_index": chunk.prompt_index, "index": chunk.index}

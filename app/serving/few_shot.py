@@ -8,18 +8,30 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.access.caller import Caller
 from app.adapters.registry import Adapters
 from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
 from app.errors import ContextWindowExceeded, InvalidRequest, TemplateRejected
+from app.serving.admitted import Admitted
 from app.serving.generation import FewShotPrompt, FewShotPrompts, Generation
-from app.serving.service import Service, check_can_fit, exact_text, prompt_of, tokenize
+from app.serving.service import (
+    Service,
+    asker_of,
+    check_can_fit,
+    exact_text,
+    prompt_of,
+    tokenize,
+)
+from app.serving.shadowing import Again, Copy
 from app.tasks import gather
+from app.telemetry.traces import phase
 from app.templates.compilation import ExampleSet, text_of_inputs
 from app.templates.fitting import most_shots_that_fit
 from app.templates.labels import score_labels
@@ -49,6 +61,9 @@ class FewShotRequest:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     adapters: Mapping[str, str | None] = field(default_factory=dict)
     logprobs: int | None = None
+    session: str | None = None
+    timeout_seconds: float | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +97,46 @@ class FewShot:
         self._templates = templates
 
     @asynccontextmanager
-    async def generate(self, asked: FewShotRequest) -> AsyncIterator[Generation]:
+    async def generate(self, caller: Caller, asked: FewShotRequest) -> AsyncIterator[Generation]:
         """As `Service.generate`, which says more of what is raised.
 
         Raises:
+            NotPermitted: the caller may not use the template.
             TemplateNotFound: no such template or version.
             TemplateRejected: the template, or an example, is invalid.
             InvalidRequest: inputs, shots, selection or controls are wrong.
             ContextWindowExceeded: an input does not fit even with zero shots.
         """
-        plan = await self._resolve(asked)
+        plan = await self._resolve(caller, asked)
         request = plan.request
-        async with self._service.admit(request) as (adapters, ledger):
-            few_shot = await self._scored(plan, adapters, await self._fitted(plan, adapters))
+        async with self._service.admit(caller, request, _texts(asked)) as admitted:
+            admitted.ledger.use_template(plan.template)
+            with phase("tokenize"):
+                fitted = await self._fitted(plan, admitted.adapters)
+            with phase("labels"):
+                few_shot = await self._scored(plan, admitted, fitted)
             prompts = [each.prompt for each in few_shot.prompts]
-            async with aclosing(self._service.complete(request, prompts, ledger)) as chunks:
+            copies = [
+                *self._service.copies(request, prompts, admitted.adapters),
+                *self._copies(caller, plan),
+            ]
+            completing = self._service.complete(request, prompts, admitted, copies)
+            async with aclosing(completing) as chunks:
                 model = self._engine.info.model
-                yield Generation(request, model, adapters, ledger, chunks, few_shot)
+                yield Generation(
+                    request, model, admitted.adapters, admitted.ledger, chunks, few_shot
+                )
 
-    async def render(self, asked: FewShotRequest) -> FewShotPrompts:
+    async def render(self, caller: Caller, asked: FewShotRequest) -> FewShotPrompts:
         """Make the prompts, and generate nothing. Raises as `generate` does."""
-        plan = await self._resolve(asked)
-        async with self._service.admit(plan.request) as (adapters, _):
-            return await self._fitted(plan, adapters)
+        plan = await self._resolve(caller, asked)
+        async with self._service.admit(caller, plan.request, _texts(asked)) as admitted:
+            return await self._fitted(plan, admitted.adapters)
 
-    async def _resolve(self, asked: FewShotRequest) -> _Plan:
+    async def _resolve(self, caller: Caller, asked: FewShotRequest) -> _Plan:
         """What a request names, and all that can be checked without tokens."""
         self._service.check_serving()
-        template = await self._find(asked.template)
+        template = await self._find(caller, asked)
         compiled, fields = template.compiled, template.compiled.template
         for index, inputs in enumerate(asked.inputs):
             compiled.check_inputs(inputs, _which(index, asked))
@@ -136,13 +163,42 @@ class FewShot:
                 num_prompts=len(asked.inputs),
                 sampling=resolve_sampling(**_sampling(fields, asked.sampling)),
                 logprobs=asked.logprobs,
+                session=asked.session,
+                timeout_seconds=asked.timeout_seconds,
+                priority=asked.priority,
                 **adapters,
             ),
         )
 
-    async def _find(self, template: str | Template) -> ResolvedTemplate:
+    def _copies(self, caller: Caller, plan: _Plan) -> list[Copy]:
+        """What is to run again on a shadow of the template."""
+        name, version = plan.template.name, plan.template.version
+        if name is None:
+            return []
+        again = partial(self._again, caller, plan.asked, name)
+        return self._service.shadowing.copies(self._templates.names, name, version, again)
+
+    @asynccontextmanager
+    async def _again(
+        self, caller: Caller, asked: FewShotRequest, name: str, digest: str
+    ) -> AsyncIterator[Again]:
+        """A request again, on another version of its template."""
+        plan = await self._resolve(caller, replace(asked, template=f"{name}@{digest}"))
+        request, asker = plan.request, asker_of(caller, asked.session)
+        async with self._service.registry.lease(
+            request.adapter, request.soft_prompt, asker=asker, spare=True
+        ) as adapters:
+            few_shot = await self._fitted(plan, adapters)
+            prompts = [each.prompt for each in few_shot.prompts]
+            self._service.check_fit(prompts, request)
+            yield Again(request.sampling, prompts)
+
+    async def _find(self, caller: Caller, asked: FewShotRequest) -> ResolvedTemplate:
+        template = asked.template
         if isinstance(template, str):
-            return await self._templates.resolve(template)
+            caller.require_template(template, "template")
+            asker = asker_of(caller, asked.session)
+            return await self._templates.resolve(template, caller.may_use_template, asker)
         try:
             compiled = await self._templates.compiled(template)
         except TemplateRejected as error:
@@ -207,15 +263,15 @@ class FewShot:
         )
 
     async def _scored(
-        self, plan: _Plan, adapters: Adapters, fitted: FewShotPrompts
+        self, plan: _Plan, admitted: Admitted, fitted: FewShotPrompts
     ) -> FewShotPrompts:
         """The same prompts, with the scores of their labels."""
         if not plan.template.compiled.template.labels:
             return fitted
-        prompts = await gather(self._score(plan, adapters, prompt) for prompt in fitted.prompts)
+        prompts = await gather(self._score(plan, admitted, prompt) for prompt in fitted.prompts)
         return replace(fitted, prompts=prompts)
 
-    async def _score(self, plan: _Plan, adapters: Adapters, prompt: FewShotPrompt) -> FewShotPrompt:
+    async def _score(self, plan: _Plan, admitted: Admitted, prompt: FewShotPrompt) -> FewShotPrompt:
         with_special_tokens = not plan.style.use_chat_template
         sequences = [
             await self._engine.tokenize(prompt.text + each, add_special_tokens=with_special_tokens)
@@ -225,8 +281,8 @@ class FewShot:
 
         async def next_token_logprobs(token_ids: list[int]) -> NDArray[np.float32]:
             request_id = f"{plan.request.request_id}-label-{prompt.prompt.index}"
-            asked = prompt_of(next(numbers), token_ids, adapters)
-            return await self._engine.next_token_logprobs(request_id, asked)
+            asked = prompt_of(next(numbers), token_ids, admitted.adapters)
+            return await self._service.score(request_id, asked, admitted)
 
         labels = plan.template.compiled.template.labels
         return replace(prompt, labels=await score_labels(labels, sequences, next_token_logprobs))
@@ -244,6 +300,10 @@ def _draft(plan: _Plan, inputs: Inputs) -> _Draft:
         plan.asked.selection_seed or 0,
     )
     return _Draft(query, tuple(compiled.continuations(inputs, query)), chosen)
+
+
+def _texts(asked: FewShotRequest) -> list[str]:
+    return [text_of_inputs(inputs) for inputs in asked.inputs]
 
 
 def _which(index: int, asked: FewShotRequest) -> str:

@@ -1,26 +1,39 @@
 """What happens to a request, whatever transport it came by.
 
-Admit, hold its adapters, tokenize, generate; its ledger records.
+Admit, hold its adapters, tokenize, generate when it is its turn; its ledger records.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
+from functools import partial
 
-from app.adapters.registry import AdapterRegistry, Adapters
+import numpy as np
+from numpy.typing import NDArray
+
+from app.access.caller import ANONYMOUS, Caller
+from app.access.usage import UsageBook
+from app.adapters.registry import AdapterRegistry, Adapters, ResolvedAdapter
 from app.engine.generation import GenerationChunk, GenerationRequest, PromptStyle
-from app.engine.protocol import Decoding, Engine, Prompt
-from app.errors import ContextWindowExceeded, InvalidRequest
-from app.serving.admission import Admission
+from app.engine.protocol import Engine, Prompt
+from app.errors import ContextWindowExceeded, InvalidRequest, RequestTimedOut
+from app.serving.admission import Admission, Demand
+from app.serving.admitted import Admitted
 from app.serving.generation import Generation
 from app.serving.inspection import Distribution, inspect_distribution
 from app.serving.ledger import Ledger
-from app.serving.merging import merge
+from app.serving.run import Run, Unread
+from app.serving.shadowing import Again, Copy, Shadowing
+from app.settings import Settings
 from app.tasks import gather
 from app.telemetry.metrics import Metrics
+from app.telemetry.traces import phase
+from app.versions.splits import Asker
 from softserve.schema.controls import Sampling
-from softserve.schema.server import Limits
+
+# About, in English; what a text really has is known when it is tokenized.
+CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,79 +53,176 @@ class Service:
         engine: Engine,
         registry: AdapterRegistry,
         admission: Admission,
+        shadowing: Shadowing,
+        book: UsageBook,
         metrics: Metrics,
-        limits: Limits,
+        settings: Settings,
     ) -> None:
         self.engine = engine
         self.registry = registry
         self.admission = admission
+        self.shadowing = shadowing
+        self.book = book
         self.metrics = metrics
-        self.limits = limits
+        self.settings = settings
 
     @asynccontextmanager
     async def generate(
-        self, request: GenerationRequest, texts: Sequence[str], style: PromptStyle
+        self,
+        caller: Caller,
+        request: GenerationRequest,
+        texts: Sequence[str],
+        style: PromptStyle,
     ) -> AsyncIterator[Generation]:
         """Complete these texts. Leaving early aborts what is still running.
 
         Raises:
             AdapterError: a named adapter is not there, or cannot be loaded.
             InvalidRequest: a prompt does not fit, or the model cannot honour a control.
-            Unavailable: the server is full, starting, draining, or its engine has died.
+            NotPermitted: the caller may not do this.
+            QuotaExceeded: the caller is over one of its quotas.
+            Unavailable: the server is full, starting, draining, its engine has died, or the
+                request's time was up before the engine worked for it.
         """
-        async with self.admit(request) as (adapters, ledger):
-            prompts = await gather(
-                self._prompt(request, index, text, style, adapters)
-                for index, text in enumerate(texts)
-            )
-            async with aclosing(self.complete(request, prompts, ledger)) as chunks:
-                yield Generation(request, self.engine.info.model, adapters, ledger, chunks)
+        async with self.admit(caller, request, texts) as admitted:
+            with phase("tokenize"):
+                prompts = await gather(
+                    self._prompt(request, index, text, style, admitted.adapters)
+                    for index, text in enumerate(texts)
+                )
+            copies = self.copies(request, prompts, admitted.adapters)
+            async with aclosing(self.complete(request, prompts, admitted, copies)) as chunks:
+                yield Generation(
+                    request, self.engine.info.model, admitted.adapters, admitted.ledger, chunks
+                )
 
     async def inspect(
-        self, request: GenerationRequest, text: str, style: PromptStyle, num_tokens: int
+        self,
+        caller: Caller,
+        request: GenerationRequest,
+        text: str,
+        style: PromptStyle,
+        num_tokens: int,
     ) -> Inspection:
         """What the request's controls do to the token after a text. Raises as `generate` does."""
-        async with self.admit(request) as (adapters, _):
-            prompt = await self._prompt(request, 0, text, style, adapters)
-            self._check_fits(prompt, request)
-            logprobs = await self.engine.next_token_logprobs(request.request_id, prompt)
+        async with self.admit(caller, request, [text]) as admitted:
+            prompt = await self._prompt(request, 0, text, style, admitted.adapters)
+            self.check_fit([prompt], request)
+            logprobs = await self.score(request.request_id, prompt, admitted)
             distribution = await asyncio.to_thread(
                 inspect_distribution, logprobs, request.sampling, num_tokens
             )
-            return Inspection(prompt, adapters, distribution)
+            return Inspection(prompt, admitted.adapters, distribution)
 
     @asynccontextmanager
-    async def admit(self, request: GenerationRequest) -> AsyncIterator[tuple[Adapters, Ledger]]:
-        """Hold a request's slots and adapters. Its ledger begins. Raises as `generate` does."""
+    async def admit(
+        self, caller: Caller, request: GenerationRequest, texts: Sequence[str]
+    ) -> AsyncIterator[Admitted]:
+        """Hold a request's adapters, and count it. Its ledger begins. Raises as `generate` does.
+
+        `texts` are what its prompts are made from, which tells about how long they are.
+        """
+        caller.require_adapter(request.adapter, "adapter")
+        caller.require_adapter(request.soft_prompt, "soft_prompt")
         self._check_limits(request)
+        self._check_scheduling(caller, request)
+        deadline = self._deadline(request)
+        until_begun = asyncio.timeout_at(deadline)
         with (
-            self.admission.slot(request.num_sequences),
+            self.admission.admit(caller, _demand(request, texts)) as ticket,
             self.metrics.requests_in_flight.track_inprogress(),
-            closing(Ledger(self.metrics)) as ledger,
+            closing(Ledger(self.metrics, self.book, caller)) as ledger,
         ):
             self._check_top_k(request.sampling)
             self._check_stop(request.sampling)
-            async with self.registry.lease(request.adapter, request.soft_prompt) as adapters:
-                ledger.hold(adapters.names)
-                yield adapters, ledger
+            try:
+                async with until_begun, AsyncExitStack() as lease:
+                    adapters = await lease.enter_async_context(
+                        self.registry.lease(
+                            request.adapter,
+                            request.soft_prompt,
+                            caller.may_use_adapter,
+                            asker_of(caller, request.session),
+                        )
+                    )
+                    ledger.hold(adapters)
+                    yield Admitted(ticket, adapters, ledger, deadline, until_begun, lease)
+            except TimeoutError as error:
+                if not until_begun.expired():
+                    raise
+                raise self._timed_out() from error
 
     async def complete(
-        self, request: GenerationRequest, prompts: Sequence[Prompt], ledger: Ledger
+        self,
+        request: GenerationRequest,
+        prompts: Sequence[Prompt],
+        admitted: Admitted,
+        copies: Sequence[Copy] = (),
     ) -> AsyncGenerator[GenerationChunk]:
         """The chunks of a request that is admitted, as they come. Raises as `generate` does."""
-        for prompt in prompts:
-            self._check_fits(prompt, request)
-        decoding = Decoding(request.sampling, request.logprobs)
-        sources = [self.engine.generate(request.request_id, prompt, decoding) for prompt in prompts]
-        async with aclosing(sources[0] if len(sources) == 1 else merge(sources)) as chunks:
+        self.check_fit(prompts, request)
+        admitted.ledger.begin_generation(self.engine.info.model, request.sampling)
+        admitted.ticket.know_prompt_tokens(sum(len(prompt.token_ids) for prompt in prompts))
+        unread = Unread(self.settings.max_unread_tokens)
+        run = Run(self.engine, request, prompts, admitted, unread, self.settings.slow_reader)
+        running = self.shadowing.follow(request, run.chunks(), admitted.ledger, copies)
+        async with aclosing(running) as chunks:
             async for chunk in chunks:
-                ledger.add(chunk)
                 yield chunk
+
+    def copies(
+        self, request: GenerationRequest, prompts: Sequence[Prompt], adapters: Adapters
+    ) -> list[Copy]:
+        """What is to run again on shadows of the request's adapters."""
+        return [
+            copy
+            for adapter in adapters.all
+            for copy in self.shadowing.copies(
+                self.registry.names,
+                adapter.name,
+                adapter.version.digest,
+                partial(self._again, request, prompts, adapters, adapter),
+            )
+        ]
+
+    @asynccontextmanager
+    async def _again(
+        self,
+        request: GenerationRequest,
+        prompts: Sequence[Prompt],
+        adapters: Adapters,
+        shadowed: ResolvedAdapter,
+        digest: str,
+    ) -> AsyncIterator[Again]:
+        """A request again, on another version of one of its adapters."""
+
+        def reference(each: ResolvedAdapter | None) -> str | None:
+            if each is None:
+                return None
+            return each.reference(digest if each is shadowed else each.version.digest)
+
+        lora, soft_prompt = reference(adapters.lora), reference(adapters.soft_prompt)
+        async with self.registry.lease(lora, soft_prompt, spare=True) as held:
+            again = [prompt_of(prompt.index, prompt.token_ids, held) for prompt in prompts]
+            self.check_fit(again, request)
+            yield Again(request.sampling, again)
+
+    async def score(
+        self, request_id: str, prompt: Prompt, admitted: Admitted
+    ) -> NDArray[np.float32]:
+        """The log probabilities after a prompt of a request that is admitted, of (vocabulary,)."""
+        async with admitted.ticket.place(1, len(prompt.token_ids)):
+            return await self.engine.next_token_logprobs(request_id, prompt)
 
     def check_serving(self) -> None:
         """Raises `Unavailable` while the server starts or drains, or its engine has died."""
         if self.admission.refusal is not None:
             raise self.admission.refusal
+
+    def check_fit(self, prompts: Sequence[Prompt], request: GenerationRequest) -> None:
+        """Raises `ContextWindowExceeded` or `InvalidRequest` for a prompt that does not fit."""
+        for prompt in prompts:
+            self._check_fits(prompt, request)
 
     async def _prompt(
         self,
@@ -126,8 +236,34 @@ class Service:
         await check_can_fit(self.engine, exact, _which(index, request), "prompt")
         return prompt_of(index, await tokenize_exact(self.engine, exact, style), adapters)
 
+    def _deadline(self, request: GenerationRequest) -> float | None:
+        seconds = request.timeout_seconds or self.settings.max_timeout_seconds
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    def _timed_out(self) -> RequestTimedOut:
+        return RequestTimedOut(
+            "the request's time was up before the engine came to it: try again, or give it more "
+            "with timeout_seconds",
+            retry_after_seconds=self.admission.seconds_until_room(),
+        )
+
+    def _check_scheduling(self, caller: Caller, request: GenerationRequest) -> None:
+        seconds, most = request.timeout_seconds, self.settings.max_timeout_seconds
+        if seconds is not None and most is not None and seconds > most:
+            raise InvalidRequest(
+                f"timeout_seconds is {seconds:g} and the server's limit is {most:g}: lower it",
+                param="timeout_seconds",
+            )
+        if request.priority and not self.engine.info.schedules_by_priority:
+            raise InvalidRequest(
+                "priority has no effect on this server: leave it out, or start the server with "
+                "--engine-arg scheduling-policy=priority",
+                param="priority",
+            )
+        caller.require_priority(request.priority)
+
     def _check_limits(self, request: GenerationRequest) -> None:
-        stop, limits = request.sampling.stop, self.limits
+        stop, limits = request.sampling.stop, self.settings
         counts = [
             ("prompt", request.num_prompts, limits.max_prompts, "prompts"),
             ("n", request.sampling.n, limits.max_n, "completions of each prompt"),
@@ -183,6 +319,13 @@ class Service:
                 )
 
 
+def asker_of(caller: Caller, session: str | None) -> Asker:
+    """By what a request keeps to its version of a name that is split."""
+    # All who come without a key would get the same version.
+    key = None if caller.name == ANONYMOUS.name else caller.name
+    return Asker(key, session or None)
+
+
 def exact_text(engine: Engine, text: str, style: PromptStyle) -> str:
     """What the tokens are made from, the chat template's text included. Raises `InvalidRequest`."""
     return engine.chat_prompt(text, style.system) if style.use_chat_template else text
@@ -218,6 +361,15 @@ def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
         soft_prompt=adapters.soft_prompt_digest,
         num_virtual_tokens=adapters.num_virtual_tokens,
         task=adapters.task,
+    )
+
+
+def _demand(request: GenerationRequest, texts: Sequence[str]) -> Demand:
+    return Demand(
+        num_sequences=request.num_sequences,
+        num_prompt_tokens=sum(1 + len(text) // CHARACTERS_A_TOKEN for text in texts),
+        max_new_tokens=request.sampling.max_new_tokens,
+        priority=request.priority,
     )
 
 

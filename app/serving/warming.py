@@ -33,10 +33,16 @@ class Warming:
     async def warm(self, name: str) -> None:
         """Have the prefix cache hold what a live template's prompts begin with, if it asks for it.
 
-        It is a help, not a promise: the reason why it fails is logged.
+        Of a split, those of each version. It is a help, not a promise: the reason why it fails is
+        logged.
         """
+        record = self._templates.names.store.record(name)
+        for digest in sorted(record.served) if record is not None else ():
+            await self._warm(name, digest)
+
+    async def _warm(self, name: str, digest: str) -> None:
         try:
-            template = await self._templates.resolve(name)
+            template = await self._templates.resolve(f"{name}@{digest}")
             fields = template.compiled.template
             if not fields.warm:
                 return
@@ -48,9 +54,9 @@ class Warming:
                 room = self._engine.info.context_window - adapters.num_virtual_tokens - 1
                 if token_ids:
                     await self._compute(prompt_of(0, token_ids[:room], adapters))
-            log.info("a template is warm", name=name, tokens=len(token_ids))
+            log.info("a template is warm", name=name, version=digest, tokens=len(token_ids))
         except SoftserveError as error:
-            log.warning("a template cannot be warmed", name=name, why=error.message)
+            log.warning("a template cannot be warmed", name=name, version=digest, why=error.message)
 
     async def _compute(self, prompt: Prompt) -> None:
         """Have the prefix cache hold a prompt."""

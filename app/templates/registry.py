@@ -14,8 +14,9 @@ from app.settings import Settings
 from app.templates.compilation import CompiledTemplate
 from app.templates.stores_of_0_1 import take_over
 from app.versions.location import store_folder
-from app.versions.names import Names, Words
+from app.versions.names import Names, Visible, Words, everything
 from app.versions.records import Record, Watched
+from app.versions.splits import Asker
 from app.versions.store import Store
 from softserve.schema.templates import Template
 
@@ -66,14 +67,16 @@ class TemplateRegistry:
         """Let the store go."""
         self.names.store.close()
 
-    async def resolve(self, reference: str) -> ResolvedTemplate:
-        """What `NAME` or `NAME@VERSION` stands for.
+    async def resolve(
+        self, reference: str, visible: Visible = everything, asker: Asker | None = None
+    ) -> ResolvedTemplate:
+        """What `NAME` or `NAME@VERSION` stands for; the bare name is what its `asker` gets.
 
         Raises:
             TemplateNotFound: no such name or version.
             TemplateRejected: it was valid once, and is not for this model.
         """
-        name, digest = self.names.resolve(reference, "template")
+        name, digest = self.names.resolve(reference, "template", visible=visible, asker=asker)
         if digest not in self._compiled:
             self._compiled[digest] = await self.compiled(self.names.store.version(digest))
         return ResolvedTemplate(name, digest, self._compiled[digest])
@@ -83,17 +86,26 @@ class TemplateRegistry:
         return await asyncio.to_thread(CompiledTemplate, template, self._engine.special_tokens)
 
     async def publish(
-        self, name: str, template: Template, source: str, *, watched: Watched | None = None
+        self,
+        name: str,
+        template: Template,
+        source: str,
+        *,
+        watched: Watched | None = None,
+        live: bool = True,
     ) -> Record:
-        """Make this the live version of a name.
+        """Make this the live version of a name, or put it beside that.
 
         Raises:
             InvalidRequest: no such name can be.
             TemplateRejected: it is not a template that can be served.
+            TemplateConflict: the name is split, or is not live.
         """
         self.names.check(name)
         async with self.names.staging() as folder:
-            return await self.names.publish(name, folder, template, source, watched=watched)
+            return await self.names.publish(
+                name, folder, template, source, watched=watched, live=live
+            )
 
     @asynccontextmanager
     async def _ready(self, template: Template) -> AsyncIterator[None]:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
+import structlog
+
 from app.engine.effect import Effect
 from app.errors import InvalidRequest, SoftserveError
 from app.versions.disk import in_thread, telling_disk_failures
@@ -25,17 +27,35 @@ from app.versions.records import (
     Watched,
     claimed,
     find_version,
+    find_weights,
     folder_gone,
     measured,
+    next_to_promote,
     older_version,
+    promoted,
     published,
+    put_beside,
     removed,
     rolled_back,
+    shadowed,
+    shared,
 )
+from app.versions.shadows import Shadow, ShadowTally
+from app.versions.splits import Asker, Split
 from app.versions.store import Store, V
 from softserve.schema.fields import name_refusal
+from softserve.schema.versions import Sticky
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+# Which names may be told to whoever asks.
+Visible = Callable[[str], bool]
+
+
+def everything(name: str) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +77,9 @@ class Names(Generic[V]):
     Changes of one name happen one after the other, changes of different names at the same time.
     A caller that is cancelled leaves either the old or the new state.
 
-    `ready` holds a version ready to be used while it becomes live, and `measure` tells meanwhile
-    what it changes; `let_go` hears of every version that is not live any more.
+    `ready` holds a version ready to be used before requests may run on it, and `measure` tells
+    meanwhile what it changes; `let_go` hears of every version on which none may run any more.
+    `num_swaps` counts how often another version became live.
     """
 
     def __init__(
@@ -76,6 +97,8 @@ class Names(Generic[V]):
         self._ready = ready
         self._let_go = let_go
         self._measure = measure
+        self.num_swaps = 0
+        self._tallies: dict[str, ShadowTally] = {}
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -89,25 +112,34 @@ class Names(Generic[V]):
         records = sorted(self.store.records.values(), key=lambda record: record.name)
         return tuple(record for record in records if record.is_visible)
 
-    def get(self, name: str) -> Record:
+    def get(self, name: str, visible: Visible = everything) -> Record:
         """One name. Raises `InvalidRequest`, or that there is none."""
         self.check(name)
-        return self.find(name, "name")
+        return self.find(name, "name", visible=visible)
 
     def check(self, name: str) -> None:
         """Raises `InvalidRequest` for what cannot be a name."""
         if refusal := name_refusal(self.words.a_noun, name):
             raise InvalidRequest(refusal, param="name")
 
-    def find(self, name: str, param: str, kind: str | None = None) -> Record:
-        """The record of a name. Raises that there is none, with those of the kind that are near."""
+    def find(
+        self,
+        name: str,
+        param: str,
+        kind: str | None = None,
+        visible: Visible = everything,
+    ) -> Record:
+        """The record of a name.
+
+        Raises that there is none, with those of the kind that are near and visible.
+        """
         record = self.store.record(name)
         if record is not None and record.is_visible:
             return record
         names = [
             other.name
             for other in self.store.records.values()
-            if other.live is not None and kind in {None, other.kind}
+            if other.live is not None and kind in {None, other.kind} and visible(other.name)
         ]
         close = difflib.get_close_matches(name, names, n=3)
         advice = (
@@ -117,19 +149,31 @@ class Names(Generic[V]):
             f"no {self.words.noun} is called {name[:64]!r}: {advice}", param=param
         )
 
-    def resolve(self, reference: str, param: str, kind: str | None = None) -> tuple[str, str]:
+    def resolve(
+        self,
+        reference: str,
+        param: str,
+        kind: str | None = None,
+        visible: Visible = everything,
+        asker: Asker | None = None,
+    ) -> tuple[str, str]:
         """The name and the digest that `NAME` or `NAME@VERSION` stands for.
 
-        A version is named by its digest or at least six of its first digits. Raises that there is
-        no such name, no such version, or that it is not served.
+        A version is named by its digest or at least six of its first digits. Of a split, the bare
+        name is what its `asker` gets; None is the server itself, which gets the live version.
+        Raises that there is no such name, no such version, or that it is not served.
         """
         name, pinned, prefix = reference.partition("@")
-        record = self.find(name, param, kind)
+        record = self.find(name, param, kind, visible)
         not_found = partial(self.words.not_found, param=param)
         if record.live is None:
             gone = f"its {self.words.watched} is gone: put it back, or roll back to a version"
             raise not_found(f"{name} is not served: {record.rejected or gone}")
-        return name, find_version(record, prefix, not_found) if pinned else record.live
+        if pinned:
+            return name, find_version(record, prefix, not_found)
+        if record.split is None or asker is None:
+            return name, record.live
+        return name, record.split.choose(f"{self.words.noun} {name}", asker)
 
     async def publish(
         self,
@@ -140,55 +184,105 @@ class Names(Generic[V]):
         *,
         kind: str | None = None,
         watched: Watched | None = None,
+        live: bool = True,
     ) -> Record:
         """Make a staged, valid version the live one. `watched` is given by who watches folders.
 
-        A version that is live already stays as it is. Raises a conflict where the name is live as
-        another kind, and whatever `ready` and `measure` raise.
+        A version that is live already stays as it is. Without `live` it is only put beside the live
+        one. Raises a conflict where the name is live as another kind, is split, or has no live
+        version beside which one could be put, and whatever `ready` and `measure` raise.
         """
         async with self.changing(name, version.digest) as record:
             if record.live == version.digest:
                 return await self._save(await self._claim(record, source, watched, version))
-            if record.live is not None and record.kind != kind:
-                self._refuse_kind(record, kind)
+            self._check_can_take(record, kind, live=live)
             await self.in_thread(self.store.add, folder, version)
             async with self._ready(version):
                 effect = await self._effect(version)
                 entry = Entry(version.digest, datetime.now(UTC), source, effect)
+                change = partial(published, kind=kind, watched=watched) if live else put_beside
                 return await self._save(
-                    published(
-                        record,
-                        entry,
-                        kind=kind,
-                        watched=watched,
-                        retention=self._retention,
-                        is_in_use=self.store.is_pinned,
-                    )
+                    change(record, entry, retention=self._retention, is_in_use=self.store.is_pinned)
                 )
 
     async def rollback(self, name: str, version: str | None = None) -> Record:
         """Make an older version live again.
 
         Without `version` it is the one below the live one in the history, so that rolling back
-        twice goes back two; of a retired name, the one that was live last. With `version` (a
-        digest, or at least six of its first digits) it may also go forward.
+        twice goes back two; of a retired name, the one that was live last; of a split, the one that
+        was live when it began. With `version` (a digest, or at least six of its first digits) it
+        may also go forward.
 
         Raises that there is no such name or version, that there is nothing older, and whatever
         `ready` and `measure` raise.
         """
         async with self.changing(name):
             record = self.find(name, "name")
-            if version is None:
-                digest = older_version(record, partial(self.words.conflict, param="version"))
+            if version is not None:
+                digest = self._find_version(record, version)
+            elif record.split is not None and record.live is not None:
+                digest = record.live
             else:
-                not_found = partial(self.words.not_found, param="version")
-                digest = find_version(record, version, not_found)
-            if digest == record.live:
-                return record
-            target = self.store.version(digest)
-            async with self._ready(target):
-                back = rolled_back(record, digest)
-                return await self._save(await self._with_effect(back, target))
+                digest = older_version(record, partial(self.words.conflict, param="version"))
+            return await self._make_live(record, rolled_back(record, digest), digest)
+
+    async def promote(self, name: str, version: str | None = None) -> Record:
+        """Make a version live that was tried beside the live one; what was live comes below it.
+
+        Without `version` it is the one other version of a split, or else the shadow. Raises as
+        `rollback` does, and a conflict where no version or several can be meant.
+        """
+        async with self.changing(name):
+            record = self.find(name, "name")
+            if version is not None:
+                digest = self._find_version(record, version)
+            else:
+                digest = next_to_promote(record, partial(self.words.conflict, param="version"))
+            return await self._make_live(record, promoted(record, digest), digest)
+
+    async def split(self, name: str, versions: Mapping[str, int], sticky: Sticky) -> Record:
+        """Have the bare name mean several versions by weight, each of them proven ready first.
+
+        A version is named by its digest or at least six of its first digits. Raises that there is
+        no such name or version, `InvalidRequest` for what is no split, and whatever `ready` and
+        `measure` raise.
+        """
+        async with self.changing(name):
+            record = self.find(name, "name")
+            not_found = partial(self.words.not_found, param="versions")
+            split = Split(find_weights(record, versions, not_found), sticky)
+            # One after the other: there may be no room for all of them at once.
+            for digest in split.weights:
+                record = await self._proven(record, digest)
+            record = await self._save(shared(record, split))
+        log.info(f"{self.words.a_noun} is split", name=name, versions=split.weights, sticky=sticky)
+        return record
+
+    async def shadow(self, name: str, version: str, percent: float) -> Record:
+        """Have a version get copies of requests. It begins anew where it was so before.
+
+        Raises that there is no such name or version, a conflict where it is the live one, and
+        whatever `ready` and `measure` raise.
+        """
+        async with self.changing(name):
+            record = self.find(name, "name")
+            digest = self._find_version(record, version)
+            if record.live in {None, digest}:
+                raise self.words.conflict(
+                    f"a shadow is compared with the live version of {name}, and has to be another: "
+                    "name another version, or make one live first",
+                    param="version",
+                )
+            record = await self._proven(record, digest)
+            shadow = Shadow(digest, percent, datetime.now(UTC))
+            record = await self._save(shadowed(record, shadow))
+        log.info(f"{self.words.a_noun} has a shadow", name=name, version=digest, percent=percent)
+        return record
+
+    async def end_shadow(self, name: str) -> Record:
+        """No version gets copies of requests. Raises that there is no such name."""
+        async with self.changing(name):
+            return await self._save(shadowed(self.find(name, "name"), None))
 
     async def remove(self, name: str) -> Record:
         """Forget a name with its versions; what it was. Raises that there is none."""
@@ -196,6 +290,10 @@ class Names(Generic[V]):
             record = self.find(name, "name")
             await self._save(removed(record))
             return record
+
+    def tally(self, name: str) -> ShadowTally:
+        """What came of a shadow's copies since it began, or since the server started."""
+        return self._tallies.setdefault(name, ShadowTally())
 
     def watched(self) -> dict[str, Watched]:
         """What was acted upon in the watched folder, by name."""
@@ -248,36 +346,68 @@ class Names(Generic[V]):
         claim = claimed(record, source, watched)
         if claim.effect is not None or self._measure is None:
             return claim
-        async with self._ready(live):
-            return await self._with_effect(claim, live)
+        return await self._proven(claim, live.digest)
 
-    async def _with_effect(self, record: Record, live: V) -> Record:
-        """What its live version changes is on record, unless it became live before that was."""
-        if record.effect is not None:
+    async def _make_live(self, before: Record, after: Record, digest: str) -> Record:
+        if after == before:
+            return before
+        version = self.store.version(digest)
+        async with self._ready(version):
+            return await self._save(await self._with_effect(after, version))
+
+    async def _proven(self, record: Record, digest: str) -> Record:
+        """The record once a version of its history was ready to be used."""
+        version = self.store.version(digest)
+        async with self._ready(version):
+            return await self._with_effect(record, version)
+
+    async def _with_effect(self, record: Record, version: V) -> Record:
+        """What a version changes is on record, unless it came to its name before that was."""
+        if record.effect_of(version.digest) is not None:
             return record
-        return measured(record, await self._effect(live))
+        return measured(record, version.digest, await self._effect(version))
 
     async def _effect(self, version: V) -> Effect | None:
         return None if self._measure is None else await self._measure(version)
 
     async def _save(self, record: Record) -> Record:
         """Flip: the store keeps the record on disk first, then in memory."""
-        if record != self.store.record(record.name):
+        before = self.store.record(record.name)
+        if record != before:
             await self.in_thread(self.store.save, record)
+            live_before = None if before is None else before.live
+            self.num_swaps += record.live not in {None, live_before}
+        if before is not None and record.shadow != before.shadow:
+            self._tallies.pop(record.name, None)
         return record
 
     async def _clear(self, digests: set[str]) -> None:
-        """Let go of what is not live any more, and delete what is in no history any more."""
+        """Let go of what is not served any more, and delete what is in no history any more."""
         records = self.store.records.values()
-        for digest in digests - {record.live for record in records}:
+        for digest in digests.difference(*(record.served for record in records)):
             self._let_go(digest)
         if forgotten := digests.difference(*(record.digests for record in records)):
             await self.in_thread(self.store.collect, forgotten)
 
-    def _refuse_kind(self, record: Record, kind: str | None) -> None:
-        kinds = self.words.kinds
-        raise self.words.conflict(
-            f"{record.name} is {kinds[record.kind or '']} and this is {kinds[kind or '']}: choose "
-            "another name, or remove the old one first",
-            param="name",
-        )
+    def _find_version(self, record: Record, version: str) -> str:
+        return find_version(record, version, partial(self.words.not_found, param="version"))
+
+    def _check_can_take(self, record: Record, kind: str | None, *, live: bool) -> None:
+        """Raises a conflict where a name cannot take a version of this kind."""
+        kinds, conflict = self.words.kinds, partial(self.words.conflict, param="name")
+        if record.live is None and not live:
+            raise conflict(
+                f"{record.name} has no live version beside which another could be put: leave "
+                "live=false (--no-live) out"
+            )
+        if record.live is not None and record.kind != kind:
+            raise conflict(
+                f"{record.name} is {kinds[record.kind or '']} and this is {kinds[kind or '']}: "
+                "choose another name, or remove the old one first"
+            )
+        if record.split is not None and live:
+            raise conflict(
+                f"{record.name} is split between versions, and a new live one would end that: "
+                "promote one or roll back first, or put this one beside them (live=false, "
+                "--no-live)"
+            )

@@ -9,7 +9,6 @@ goes leaves by one. So the process may be killed at any moment: what lies outsid
 whole, and `staging/` is emptied when the store is opened.
 """
 
-import os
 import re
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError, create_model
 
 from app.errors import StartError
+from app.versions.disk import sync
 from app.versions.records import Record, restored
 
 log = structlog.get_logger(__name__)
@@ -105,8 +105,8 @@ class Store(Generic[V]):
         except OSError as error:
             self._lock.release()
             raise StartError(
-                f"{self.title} {self._folder} cannot be written ({error.strerror or error}): check "
-                "its permissions, or choose another with --adapter-store"
+                f"{self.title} {self._folder} cannot be written ({error.strerror or error}): free "
+                "some disk space, check its permissions, or choose another with --adapter-store"
             ) from error
 
     def close(self) -> None:
@@ -162,8 +162,8 @@ class Store(Generic[V]):
         (staged / VERSION_FILE).write_text(content.model_dump_json(exclude_defaults=True))
         for name in (*self._files, VERSION_FILE):
             (staged / name).chmod(0o444)
-            _sync(staged / name)
-        _sync(staged)
+            sync(staged / name)
+        sync(staged)
         target = self.folder(version.digest)
         with self._mutex:
             if version.digest in self._known and self._is_intact(target):
@@ -172,7 +172,7 @@ class Store(Generic[V]):
                 target.rename(staged.with_name(f"{staged.name}.damaged"))
             staged.rename(target)
             self._known[version.digest] = version
-        _sync(self._versions)
+        sync(self._versions)
 
     def save(self, record: Record) -> None:
         """Make this the record of its name, durably; an empty one is forgotten."""
@@ -182,9 +182,9 @@ class Store(Generic[V]):
             with self.staging() as folder:
                 written = folder / "record.json"
                 written.write_bytes(_RECORD.dump_json(record, exclude={"damaged"}, indent=2))
-                _sync(written)
+                sync(written)
                 written.replace(self._record_file(record.name))
-        _sync(self._names)
+        sync(self._names)
         with self._mutex:
             self._records[record.name] = record
             if record.is_empty:
@@ -245,12 +245,3 @@ class Store(Generic[V]):
         except (_Damaged, OSError):
             return False
         return True
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -157,6 +157,10 @@ class FolderWatcher:
     async def _listen(self) -> None:
         """Have every event wake the watcher. A folder that comes anew is listened to anew."""
         while True:
+            # Asked first: watchfiles takes milliseconds of the event loop to find it missing.
+            if not await asyncio.to_thread(self._contents.folder.exists):
+                await asyncio.sleep(RESCAN_SECONDS)
+                continue
             self._replaced = asyncio.Event()
             try:
                 async for _ in watchfiles.awatch(
@@ -167,7 +171,7 @@ class FolderWatcher:
                 ):
                     self._changed.set()
             except FileNotFoundError:
-                await asyncio.sleep(RESCAN_SECONDS)
+                continue
             except Exception:
                 log.exception("the watched folder sends no events: it is looked at every second")
                 return

@@ -45,6 +45,26 @@ class AdapterChoice(Body):
     )
 
 
+class Scheduling(Body):
+    """When a request is to be worked on, and for how long."""
+
+    timeout_seconds: float | None = Field(
+        None,
+        gt=0.0,
+        description="End what is unfinished after this time with the text that it has; 503 if the "
+        "engine has not begun by then.",
+        examples=[30.0],
+    )
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Higher comes first; only where the engine schedules by priority, up to what "
+        "the key allows.",
+        examples=[0],
+    )
+
+
 class Sampling(BaseModel):
     """The sampling controls in effect; every field holds the value that the engine uses.
 

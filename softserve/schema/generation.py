@@ -4,10 +4,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from softserve.schema.controls import AdapterChoice, PromptControls, Sampling, SamplingFields
+from softserve.schema.controls import (
+    AdapterChoice,
+    PromptControls,
+    Sampling,
+    SamplingFields,
+    Scheduling,
+)
 from softserve.schema.fields import SHOWN_DIGEST, Body, Prompts
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "timeout", "abort"]
 
 SHOWN_ID = "0d5c3f2be1c04a54a6f1c6ea8b9f7f10"
 SHOWN_LORA = {"name": "support-intent-lora", "version": SHOWN_DIGEST}
@@ -33,7 +39,7 @@ class AnswerFields(Body):
     )
 
 
-class GenerateBody(PromptControls, AdapterChoice, SamplingFields, AnswerFields):
+class GenerateBody(PromptControls, AdapterChoice, SamplingFields, AnswerFields, Scheduling):
     """One prompt or several, and how to complete them."""
 
     model_config = ConfigDict(
@@ -79,7 +85,8 @@ class CompletionOut(BaseModel):
     text: str = Field(description="The generated text.", examples=["The capital is Paris."])
     finish_reason: FinishReason = Field(
         description="`stop`: an end-of-sequence token or a stop string; `length`: max_new_tokens; "
-        "`abort`: the server ended it, for instance while draining.",
+        "`timeout`: the request's time was up; `abort`: the server ended it, for instance while "
+        "draining.",
         examples=["stop"],
     )
     token_ids: list[int] | None = Field(
@@ -122,7 +129,7 @@ class TimingsOut(BaseModel):
     """Where the time went, in milliseconds."""
 
     queue: float = Field(
-        description="Waiting in the engine, the longest of all completions.", examples=[0.1]
+        description="Waiting for the engine, the longest of all prompts.", examples=[0.1]
     )
     ttft: float = Field(description="From admission to the first token.", examples=[41.7])
     total: float = Field(description="From admission to the last token.", examples=[352.4])

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from softserve.schema.controls import AdapterChoice, SamplingFields
+from softserve.schema.controls import AdapterChoice, SamplingFields, Scheduling
 from softserve.schema.fields import SHOWN_DIGEST, Count, Reference, one_or_more
 from softserve.schema.generation import SHOWN_ID, AnswerFields, GenerateAnswer
 from softserve.schema.templates import (
@@ -71,7 +71,7 @@ class RenderBody(AdapterChoice, SamplingFields):
     )
 
 
-class IclGenerateBody(RenderBody, AnswerFields):
+class IclGenerateBody(RenderBody, AnswerFields, Scheduling):
     """As for a rendering, and what is to be told of the completions."""
 
 

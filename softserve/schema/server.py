@@ -29,6 +29,17 @@ class Limits(BaseModel):
         description="Completions generated or waiting at once, over all requests; beyond, 503.",
         examples=[256],
     )
+    max_waiting_prompt_tokens: PositiveInt = Field(
+        131_072,
+        description="Tokens of all prompts that wait for the engine; beyond, 503.",
+        examples=[131_072],
+    )
+    max_timeout_seconds: float | None = Field(
+        3600.0,
+        gt=0,
+        description="The most that a request's timeout_seconds may be, and what one without has.",
+        examples=[3600.0],
+    )
 
 
 class WeightsOut(BaseModel):
@@ -58,6 +69,23 @@ class ModelInfo(BaseModel):
     kv_cache_bytes: int = Field(description="Bytes of the KV cache.", examples=[2_147_483_648])
     context_window: int = Field(description="Tokens in prompt and completion.", examples=[8192])
     vocabulary_size: int = Field(description="Tokens that it knows.", examples=[49152])
+    max_running_sequences: int = Field(
+        description="Completions that the engine generates at a time; the others wait.",
+        examples=[256],
+    )
+    schedules_by_priority: bool = Field(
+        description="Whether more important requests go first.", examples=[False]
+    )
+    pauses_completions: bool = Field(
+        description="Whether the engine can pause a completion whose reader is slow.",
+        examples=[True],
+    )
+    lora_kernel: str | None = Field(
+        None,
+        description="What multiplies with LoRAs on a CPU: `native` is compiled for it, `torch` is "
+        "slower. Null on a GPU, and without LoRAs.",
+        examples=["native"],
+    )
     engine: str = Field(description="The engine.", examples=["vllm"])
     engine_version: str = Field(description="The engine's version.", examples=["0.32.0"])
     server_version: str = Field(description="softserve's version.", examples=["0.1.0"])
@@ -65,6 +93,6 @@ class ModelInfo(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the server lives, or takes requests."""
+    """Whether the server lives, takes requests, or ends."""
 
-    status: str = Field(description="`live` or `ready`.", examples=["ready"])
+    status: str = Field(description="`live`, `ready` or `draining`.", examples=["ready"])

@@ -1,12 +1,25 @@
 """What every api test starts from."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import structlog
+import uvloop
 
 from tests.api.support import Served, serving
 from tests.fake_engine import FakeEngine
+
+# What an odd client does to a socket depends on the event loop: these run on the server's own.
+ON_SOCKETS = {"test_connections", "test_slow_clients"}
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.path.stem in ON_SOCKETS:
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

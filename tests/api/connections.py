@@ -37,13 +37,19 @@ class Answer:
 
 @asynccontextmanager
 async def listening(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    engine: FakeEngine | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Address]:
     """The address of a server with a fake engine that is ready."""
-    monkeypatch.setattr(server, "VLLMEngine", lambda settings: FakeEngine())
+    engine = engine or FakeEngine()
+    monkeypatch.setattr(server, "VLLMEngine", lambda settings: engine)
     own = {name: folder / name for name in ("adapter_store", "adapter_dir", "template_dir")}
-    running = Server(Settings(port=0, **own | settings))
-    listener = server._bind("127.0.0.1", 0)
+    trusted = {"trusted_host": ("softserve", "x")}
+    configured = Settings(port=0, **own | trusted | settings)
+    running = Server(configured)
+    listener = server._bind(configured)
     address = listener.getsockname()
     serving = asyncio.create_task(running._serve([listener]))
     try:
@@ -56,12 +62,14 @@ async def listening(
         await serving
 
 
-async def sent(address: Address, data: bytes) -> Answer:
+async def sent(address: Address, data: bytes, *, then_eof: bool = False) -> Answer:
     """What comes back until the connection is closed; all of `data` is sent before it is read."""
     reader, writer = await asyncio.open_connection(*address)
     try:
         writer.write(data)
         await writer.drain()
+        if then_eof:
+            writer.write_eof()
         return parsed(await reader.read())
     finally:
         writer.close()

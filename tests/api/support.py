@@ -18,7 +18,16 @@ from app.http.application import create_app
 from app.serving.admission import Admission
 from app.serving.lifecycle import Lifecycle
 from app.settings import Settings
-from tests.fake_engine import FakeEngine, next_token_logprobs
+from softserve.schema.fields import SHOWN_DIGITS
+from tests.adapter_files import (
+    Files,
+    as_files,
+    lora_config,
+    lora_tensors,
+    soft_prompt_config,
+    soft_prompt_tensors,
+)
+from tests.fake_engine import ARCHITECTURE, HIDDEN_SIZE, FakeEngine, next_token_logprobs
 
 TIMEOUT_SECONDS = 20.0
 
@@ -32,11 +41,17 @@ class Served:
     """A client of one running app, and the app's inside."""
 
     def __init__(
-        self, app: FastAPI, client: httpx.AsyncClient, failures: list[SoftserveError]
+        self,
+        app: FastAPI,
+        client: httpx.AsyncClient,
+        failures: list[SoftserveError],
+        stops: list[None],
     ) -> None:
         self.app = app
         self.client = client
         self.failures = failures
+        # One for each time that the app asked to be stopped.
+        self.stops = stops
 
     @property
     def admission(self) -> Admission:
@@ -72,6 +87,25 @@ class Served:
         )
 
 
+async def add_lora(served: Served, name: str, seed: int = 0) -> str:
+    """The new live version, in the digits that are shown of it."""
+    tensors = lora_tensors(ARCHITECTURE.modules, 4, seed)
+    return await _add(served, name, as_files(lora_config(4), tensors))
+
+
+async def add_soft_prompt(served: Served, name: str) -> str:
+    """The same, of a soft prompt with 20 virtual tokens."""
+    tensors = soft_prompt_tensors(20, HIDDEN_SIZE, 0)
+    return await _add(served, name, as_files(soft_prompt_config(20, HIDDEN_SIZE), tensors))
+
+
+async def _add(served: Served, name: str, files: Files) -> str:
+    parts = [("file", file) for file in files]
+    response = await served.client.put(f"/adapters/{name}", files=parts)
+    assert response.status_code == 200, response.text
+    return str(response.json()["live"])[:SHOWN_DIGITS]
+
+
 @asynccontextmanager
 async def starting(engine: FakeEngine, **settings: Any) -> AsyncIterator[Served]:
     """A served app, whether its engine has started or not.
@@ -79,15 +113,19 @@ async def starting(engine: FakeEngine, **settings: Any) -> AsyncIterator[Served]
     Unless `settings` say otherwise, its store is its own and its watched folders are missing.
     """
     failures: list[SoftserveError] = []
+    stops: list[None] = []
     with tempfile.TemporaryDirectory() as folder:
-        own = {
+        own: dict[str, Any] = {
             "adapter_store": Path(folder, "store"),
             "adapter_dir": Path(folder, "adapters"),
             "template_dir": Path(folder, "templates"),
+            "trusted_host": ("softserve",),
         }
-        app = create_app(Settings(**own | settings), engine, failures.append)
+        app = create_app(
+            Settings(**own | settings), engine, failures.append, lambda: stops.append(None)
+        )
         async with app.router.lifespan_context(app), client_of(app) as client:
-            yield Served(app, client, failures)
+            yield Served(app, client, failures, stops)
 
 
 def client_of(app: FastAPI, host: str = "127.0.0.1") -> httpx.AsyncClient:
@@ -102,6 +140,23 @@ async def serving(engine: FakeEngine | None = None, **settings: Any) -> AsyncIte
     async with starting(engine or FakeEngine(), **settings) as served:
         await until_ready(served)
         yield served
+
+
+@asynccontextmanager
+async def occupied(
+    engine: FakeEngine,
+) -> AsyncIterator[tuple[Served, asyncio.Task[httpx.Response]]]:
+    """A served app with one place at the engine, and the request that holds it."""
+    async with serving(engine, max_running_sequences=1) as served:
+        engine.hold()
+        running = asyncio.create_task(served.generate("a"))
+        await until(lambda: len(engine.open) == 1)
+        yield served, running
+
+
+async def until_waiting(served: Served) -> None:
+    """Until one completion waits for its turn at the engine."""
+    await until(lambda: served.admission.places.num_waiting == 1)
 
 
 async def until_ready(served: Served) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import re
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,6 @@ import pytest
 from starlette.types import Message
 
 from app.adapters.validation import digest_of
-from app.engine.generation import GenerationRequest, resolve_sampling
-from app.serving.service import prompt_of
 from tests.adapter_files import (
     Files,
     as_files,
@@ -44,8 +40,18 @@ from tests.fake_engine import ARCHITECTURE, HIDDEN_SIZE, FakeEngine, adapter_mar
 CHANGES = [
     ("PUT", "/adapters/my-task"),
     ("POST", "/adapters/my-task/rollback"),
+    ("POST", "/adapters/my-task/split"),
+    ("POST", "/adapters/my-task/promote"),
+    ("POST", "/adapters/my-task/shadow"),
+    ("DELETE", "/adapters/my-task/shadow"),
     ("DELETE", "/adapters/my-task"),
 ]
+# Where one is needed.
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("PUT", "/adapters/my-task"): {"source": "a/b"},
+    ("POST", "/adapters/my-task/split"): {"versions": {"aaaaaa": 1, "bbbbbb": 1}},
+    ("POST", "/adapters/my-task/shadow"): {"version": "aaaaaa", "percent": 1},
+}
 
 
 def lora(seed: int = 0, rank: int = 4, **config: Any) -> Files:
@@ -896,9 +902,7 @@ async def test_an_upload_is_not_read_without_permission(served: Served) -> None:
 async def test_while_starting(engine: FakeEngine, method: str, path: str) -> None:
     engine.hold_start()
     async with starting(engine) as served:
-        response = await served.client.request(method, path, json={"source": "a/b"})
-        if method == "POST":
-            response = await served.client.post(path)
+        response = await served.client.request(method, path, json=BODIES.get((method, path)))
         assert error_of(response) == (503, "engine_starting", None)
         assert response.headers["retry-after"] == "5"
         assert (await served.get("/adapters")).json() == {"adapters": []}
@@ -910,60 +914,5 @@ async def test_while_starting(engine: FakeEngine, method: str, path: str) -> Non
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 async def test_while_draining(served: Served, method: str, path: str) -> None:
     await served.lifecycle.drain(0)
-    response = await served.client.request(method, path)
+    response = await served.client.request(method, path, json=BODIES.get((method, path)))
     assert error_of(response) == (503, "server_draining", None)
-
-
-# Counted.
-
-
-async def requests_by_adapter(served: Served) -> dict[tuple[str, str], float]:
-    text = (await served.get("/metrics")).text
-    found = re.findall(
-        r'^softserve_adapter_requests\{adapter="(.*)",state="(.*)"\} (.*)$', text, re.MULTILINE
-    )
-    return {(name, state): float(value) for name, state, value in found}
-
-
-async def test_requests_are_counted_by_adapter(served: Served, engine: FakeEngine) -> None:
-    assert await requests_by_adapter(served) == {}
-    await added(served, "task", lora())
-    await added(served, "tone", soft_prompt())
-    idle = {(name, state): 0.0 for name in ("task", "tone") for state in ("waiting", "running")}
-    assert await requests_by_adapter(served) == idle
-
-    engine.hold()
-    asked = [
-        asyncio.create_task(served.generate("a", **fields))
-        for fields in ({}, {"adapter": "task"}, {"adapter": "task", "soft_prompt": "tone"})
-    ]
-    await until(lambda: len(engine.open) == 3)
-    waiting = {("task", "waiting"): 2.0, ("tone", "waiting"): 1.0}
-    assert await requests_by_adapter(served) == idle | waiting
-
-    engine.release()
-    await asyncio.gather(*asked)
-    assert await requests_by_adapter(served) == idle
-
-
-async def test_a_request_with_tokens_counts_as_running(served: Served, engine: FakeEngine) -> None:
-    await added(served, "task", lora())
-    async with served.app.state.service.admit(
-        GenerationRequest("id", 1, resolve_sampling(), adapter="task")
-    ) as (adapters, ledger):
-        prompts = [prompt_of(0, [1, 2], adapters)]
-        request = GenerationRequest("id", 1, resolve_sampling())
-        async with aclosing(served.app.state.service.complete(request, prompts, ledger)) as chunks:
-            await anext(chunks)
-            running = {("task", "waiting"): 0.0, ("task", "running"): 1.0}
-            assert await requests_by_adapter(served) == running
-
-
-async def test_a_removed_adapter_leaves_no_metric(served: Served) -> None:
-    await added(served, "task", lora())
-    await served.generate(adapter="task")
-    assert (await served.generate(adapter="nobody")).status_code == 404
-
-    await served.client.delete("/adapters/task")
-
-    assert await requests_by_adapter(served) == {}

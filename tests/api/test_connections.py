@@ -1,14 +1,17 @@
-"""On the socket: offers to upgrade, HTTP/1.0, idle connections, and what is not HTTP."""
+"""On the socket: offers to upgrade, HTTP/1.0, idle connections, what is not HTTP, and too much."""
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.api.connections import Address, listening, post, sent
-from tests.api.support import TIMEOUT_SECONDS
+from tests.api.support import TIMEOUT_SECONDS, until
+from tests.fake_engine import FakeEngine
 
 HELLO = b'{"prompt": "hello", "max_new_tokens": 3}'
 STREAMED = b'{"prompt": "hello", "max_new_tokens": 3, "stream": true}'
@@ -160,3 +163,161 @@ async def test_an_idle_connection_is_closed_after_the_time_that_was_set(
     async with listening(monkeypatch, tmp_path, keep_alive_timeout_seconds=1) as address:
         answer = await asyncio.wait_for(sent(address, post(HELLO, "x-a: b")), TIMEOUT_SECONDS)
     assert (answer.status, "connection" in answer.headers) == (200, False)
+
+
+@pytest.mark.parametrize(
+    ("target_length", "method", "status"),
+    [(8192, "GET", 404), (8193, "GET", 414), (8193, "HEAD", 414)],
+)
+async def test_a_long_url(address: Address, target_length: int, method: str, status: int) -> None:
+    target = "/".ljust(target_length, "x")
+    request = f"{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    answer = await sent(address, request.encode())
+    assert answer.status == status
+    assert not answer.rest if method == "HEAD" else answer.error["message"]
+
+
+@pytest.mark.parametrize(("num_more", "status"), [(126, 200), (127, 431)])
+async def test_many_headers(address: Address, num_more: int, status: int) -> None:
+    headers = "".join(f"x-{i}: y\r\n" for i in range(num_more))
+    request = f"GET /info HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n"
+    answer = await sent(address, request.encode())
+    assert answer.status == status
+    assert status == 200 or answer.error["message"] == "there are more than 128 headers: send fewer"
+
+
+def chunked(body: bytes, chunk_length: int) -> bytes:
+    chunks = [body[start : start + chunk_length] for start in range(0, len(body), chunk_length)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
+    head = post(b"", "connection: close", "transfer-encoding: chunked")
+    return head.replace(b"content-length: 0\r\n", b"") + framed
+
+
+@pytest.mark.parametrize(("chunk_length", "status"), [(1, 400), (64, 200)])
+async def test_many_chunks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chunk_length: int, status: int
+) -> None:
+    monkeypatch.setattr("app.http.bounds.MAX_SMALL_CHUNKS", 100)
+    body = HELLO + b" " * (200 * chunk_length)
+    async with listening(monkeypatch, tmp_path) as address:
+        answer = await sent(address, chunked(body, chunk_length))
+    assert answer.status == status
+    assert status == 200 or answer.error["message"].startswith("the body comes in too many chunks")
+
+
+@pytest.mark.parametrize("body", [HELLO, STREAMED])
+async def test_a_client_that_has_said_all_gets_its_answer(address: Address, body: bytes) -> None:
+    answer = await sent(address, post(body, "x-kept: open"), then_eof=True)
+    # It was asked whether it is still there.
+    assert (answer.status, answer.headers) == (102, {})
+    assert answer.rest.startswith(b"HTTP/1.1 200 ")
+    assert b'"finish_reason":"length"' in answer.rest
+
+
+async def test_a_client_that_has_said_all_gets_all_its_answers(address: Address) -> None:
+    answer = await sent(address, post(HELLO, "x-kept: open") * 3, then_eof=True)
+    assert answer.rest.count(b'"completions"') == 3
+
+
+async def test_a_client_that_has_said_half_is_not_waited_for(address: Address) -> None:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(post(HELLO)[:-1])
+    writer.write_eof()
+    assert await reader.read() == b""
+    writer.close()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("body", [HELLO, STREAMED])
+async def test_the_request_of_a_client_that_has_left_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    engine: FakeEngine,
+    version: str,
+    body: bytes,
+) -> None:
+    async with listening(monkeypatch, tmp_path, engine) as address:
+        engine.hold()
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(post(body, version=version))
+        await until(lambda: bool(engine.open))
+        writer.close()
+        await until(lambda: bool(engine.left_early))
+    assert not engine.open
+
+
+async def test_beyond_the_connections_that_may_be_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.http.connections.RESERVED_FOR_LOOPBACK", 0)
+    async with listening(monkeypatch, tmp_path, max_connections=2) as address:
+        first, second = [await asyncio.open_connection(*address) for _ in range(2)]
+        answer = await sent(address, post(HELLO))
+        assert (answer.status, answer.error["type"]) == (503, "too_many_connections")
+        assert answer.headers["retry-after"] == "5"
+        first[1].close()
+        await first[0].read()
+        assert (await sent(address, post(HELLO))).status == 200
+        second[1].close()
+
+
+async def test_beyond_the_connections_that_may_be_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.http.connections.RESERVED_FOR_LOOPBACK", 0)
+    monkeypatch.setattr("app.http.protocol.MAX_TURNED_AWAY", 1)
+    async with listening(monkeypatch, tmp_path, max_connections=1) as address:
+        _, open_one = await asyncio.open_connection(*address)
+        told, told_writer = await asyncio.open_connection(*address)
+        assert b" 503 " in await told.readuntil(b"\r\n\r\n")
+        reader, writer = await asyncio.open_connection(*address)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readuntil(b"\r\n\r\n")
+        for each in (open_one, told_writer, writer):
+            each.close()
+
+
+async def test_beyond_the_connections_of_one_address(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.http.connections._is_loopback", lambda origin: False)
+    async with listening(monkeypatch, tmp_path, max_connections_per_address=1) as address:
+        _, writer = await asyncio.open_connection(*address)
+        answer = await sent(address, post(HELLO))
+        assert (answer.status, answer.error["type"]) == (429, "too_many_connections")
+        writer.close()
+
+
+def _num_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+MISBEHAVIOUR = [
+    b"",
+    b"GET /in",
+    b"hello\r\n\r\n",
+    post(HELLO)[:-5],
+    post(HELLO) + b"garbage\r\n\r\n",
+    post(STREAMED, "x-kept: open") * 3,
+    post(HELLO, "expect: 100-continue")[: -len(HELLO)],
+    post(STREAMED, version="1.0"),
+    chunked(HELLO, 2)[:-3],
+    post(b" " * 2000),
+]
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_clients_that_misbehave_leave_nothing_behind(address: Address, reset: bool) -> None:
+    num_files, num_tasks = _num_files(), len(asyncio.all_tasks())
+    clients = []
+    for data in MISBEHAVIOUR * 20:
+        client = socket.create_connection(address)
+        client.send(data)
+        await asyncio.sleep(0)
+        clients.append(client)
+    for client in clients:
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    await until(lambda: (_num_files(), len(asyncio.all_tasks())) == (num_files, num_tasks))
+    assert (await sent(address, post(HELLO))).status == 200

@@ -16,7 +16,7 @@ from tests.api.support import Served, error_of, starting, until_ready
 from tests.fake_engine import FakeEngine
 
 SCHEMA = schemathesis.openapi.from_dict(
-    create_app(Settings(), FakeEngine(), lambda _: None).openapi()
+    create_app(Settings(), FakeEngine(), lambda _: None, lambda: None).openapi()
 )
 POSTS = ("/generate", "/inspect", "/icl/render", "/icl/generate")
 GETS = ("/info", "/health/live", "/health/ready", "/metrics")
@@ -54,9 +54,11 @@ class Fuzzed:
                 method, path, content=body, headers={"content-type": "application/json"}
             )
         )
-        assert response.status_code < 500, (body, response.text)
         if response.is_error:
-            error_of(response)
+            _, kind, _ = error_of(response)
+            # The time that a request gives itself may be too short for anything.
+            is_its_own = response.status_code < 500 or kind == "request_timed_out"
+            assert is_its_own, (body, response.text)
         return response.status_code
 
 

@@ -48,7 +48,7 @@ async def test_the_whole_answer(served: Served) -> None:
         },
     }
     assert list(timings) == ["queue", "ttft", "total"]
-    assert 0.0 == timings["queue"] <= timings["ttft"] <= timings["total"]
+    assert 0.0 <= timings["queue"] <= timings["ttft"] <= timings["total"]
 
 
 async def test_prompts_are_answered_in_order(served: Served) -> None:

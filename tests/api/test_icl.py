@@ -347,6 +347,10 @@ async def test_changes_need_the_key() -> None:
         changes = [
             ("PUT", "/icl/templates/a"),
             ("POST", "/icl/templates/a/rollback"),
+            ("POST", "/icl/templates/a/split"),
+            ("POST", "/icl/templates/a/promote"),
+            ("POST", "/icl/templates/a/shadow"),
+            ("DELETE", "/icl/templates/a/shadow"),
             ("DELETE", "/icl/templates/a"),
         ]
         for method, path in changes:

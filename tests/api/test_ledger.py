@@ -47,9 +47,11 @@ class SlowEngine(FakeEngine):
         self._clock.seconds += 5.0
         return await super().tokenize(text, add_special_tokens=add_special_tokens)
 
-    async def _go_on(self, num_chunks: int, permission: asyncio.Event) -> None:
+    async def _go_on(
+        self, num_chunks: int, permission: asyncio.Event, aborted: asyncio.Event | None = None
+    ) -> None:
         self._clock.seconds += 0.25
-        await super()._go_on(num_chunks, permission)
+        await super()._go_on(num_chunks, permission, aborted)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ async def test_how_a_request_ended(served: Served, events: Events) -> None:
         "path": "/generate",
         "status": 200,
         "outcome": "success",
+        "key": "anonymous",
         "prompt_tokens": 1,
         "completion_tokens": 2,
     }

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fastapi import Request
 
+from app.access.caller import ANONYMOUS
 from app.http.application import create_app
 from app.http.requests import (
     few_shot_request,
@@ -24,7 +26,10 @@ CONVERTED: list[tuple[type[Body], Callable[..., Any]]] = [
     (GenerateBody, generation_request),
     (InspectBody, inspection_request),
 ]
-DOCUMENT: dict[str, Any] = create_app(Settings(), FakeEngine(), lambda _: None).openapi()
+REQUEST = Request({"type": "http", "headers": [], "state": {"request_id": "id"}})
+DOCUMENT: dict[str, Any] = create_app(
+    Settings(), FakeEngine(), lambda _: None, lambda: None
+).openapi()
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 FIELDS = [
     pytest.param(field, id=f"{schema}.{name}")
@@ -68,14 +73,14 @@ def test_every_example_of_a_request_field_is_valid(
         for example in field.examples or ():
             given = {"prompt": "a", **needed.get(name, {}), name: example}
             valid = body.model_validate(given)
-            to_request(valid, "id")
+            to_request(valid, REQUEST)
             prompt_style(valid)
 
 
 @pytest.mark.parametrize(("body", "to_request"), CONVERTED)
 def test_every_example_of_a_body_is_valid(body: type[Body], to_request: Callable[..., Any]) -> None:
     examples = SCHEMAS[body.__name__]["examples"]
-    requests = [to_request(body.model_validate(example), "id") for example in examples]
+    requests = [to_request(body.model_validate(example), REQUEST) for example in examples]
     assert [request.sampling.n for request in requests] == [1]
 
 
@@ -84,7 +89,8 @@ async def test_every_example_of_in_context_learning_is_valid(body: type[RenderBo
     async with serving() as served:
         few_shot = served.app.state.few_shot
         for example in SCHEMAS[body.__name__]["examples"]:
-            rendered = await few_shot.render(few_shot_request(body.model_validate(example), "id"))
+            asked = few_shot_request(body.model_validate(example), REQUEST)
+            rendered = await few_shot.render(ANONYMOUS, asked)
             assert rendered.num_shots == 1
 
 
@@ -103,6 +109,10 @@ def test_every_endpoint_is_there() -> None:
         ("/adapters/{name}", "put"),
         ("/adapters/{name}", "delete"),
         ("/adapters/{name}/rollback", "post"),
+        ("/adapters/{name}/split", "post"),
+        ("/adapters/{name}/promote", "post"),
+        ("/adapters/{name}/shadow", "post"),
+        ("/adapters/{name}/shadow", "delete"),
         ("/icl/render", "post"),
         ("/icl/generate", "post"),
         ("/icl/templates", "get"),
@@ -110,6 +120,15 @@ def test_every_endpoint_is_there() -> None:
         ("/icl/templates/{name}", "put"),
         ("/icl/templates/{name}", "delete"),
         ("/icl/templates/{name}/rollback", "post"),
+        ("/icl/templates/{name}/split", "post"),
+        ("/icl/templates/{name}/promote", "post"),
+        ("/icl/templates/{name}/shadow", "post"),
+        ("/icl/templates/{name}/shadow", "delete"),
+        ("/keys", "get"),
+        ("/keys", "post"),
+        ("/keys/{name}", "delete"),
+        ("/usage", "get"),
+        ("/drain", "post"),
         ("/info", "get"),
         ("/health/live", "get"),
         ("/health/ready", "get"),
@@ -132,6 +151,8 @@ def test_every_error_has_the_one_body() -> None:
     assert {reference for _, _, reference in error_schemas} == {"#/components/schemas/ErrorAnswer"}
     assert {status for path, status, _ in error_schemas if path == "/generate"} == {
         "400",
+        "401",
+        "403",
         "413",
         "422",
         "503",
@@ -139,5 +160,12 @@ def test_every_error_has_the_one_body() -> None:
 
 
 def test_bodies_take_no_unknown_field() -> None:
-    for name in ("GenerateBody", "InspectBody", "RenderBody", "IclGenerateBody", "Template"):
+    for name in (
+        "GenerateBody",
+        "InspectBody",
+        "RenderBody",
+        "IclGenerateBody",
+        "Template",
+        "CreateKey",
+    ):
         assert SCHEMAS[name]["additionalProperties"] is False

@@ -7,6 +7,7 @@ import httpx
 import pytest
 import structlog
 
+from app.access.caller import ANONYMOUS
 from app.errors import (
     EngineDied,
     EngineStarting,
@@ -17,18 +18,22 @@ from app.errors import (
     StartError,
     StoreUnavailable,
 )
-from app.serving import lifecycle
+from app.serving import lifecycle, watchdog
+from app.serving.admission import Demand
 from app.serving.warming import Warming
 from app.templates.registry import TemplateRegistry
 from app.versions.watcher import FolderWatcher
 from tests.api.support import (
     Served,
     error_of,
+    occupied,
     serving,
     starting,
+    until,
     until_failed,
     until_in_flight,
     until_ready,
+    until_waiting,
 )
 from tests.fake_engine import FakeEngine
 
@@ -38,6 +43,7 @@ SECRET = "the password is swordfish"  # noqa: S105
 @pytest.fixture(autouse=True)
 def _watch_without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "WATCH_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(watchdog, "PING_INTERVAL_SECONDS", 0)
 
 
 async def _assert_refuses(served: Served, type: str, retry_after: str) -> None:
@@ -158,7 +164,7 @@ async def test_a_watcher_that_fails_ends_the_server(
     monkeypatch.setattr(FolderWatcher, "run", fail)
     monkeypatch.setattr(FolderWatcher, "catch_up", catch_up)
     async with serving(engine) as served:
-        with served.admission.slot(1):
+        with served.admission.admit(ANONYMOUS, Demand(1, 1, 1)):
             may_fail.set()
             while served.admission.refusal is None:  # noqa: ASYNC110
                 await asyncio.sleep(0)
@@ -194,6 +200,10 @@ async def test_info(served: Served) -> None:
         "kv_cache_bytes": 1024,
         "context_window": 256,
         "vocabulary_size": 257,
+        "max_running_sequences": 8,
+        "pauses_completions": True,
+        "lora_kernel": None,
+        "schedules_by_priority": False,
         "engine": "fake",
         "engine_version": "1",
         "server_version": "0.1.0",
@@ -207,6 +217,8 @@ async def test_info(served: Served) -> None:
             "max_virtual_tokens": 256,
             "max_lora_rank": 32,
             "max_adapter_bytes": 1_073_741_824,
+            "max_waiting_prompt_tokens": 131_072,
+            "max_timeout_seconds": 3600.0,
         },
     }
 
@@ -244,15 +256,70 @@ async def test_draining_lets_running_requests_finish(served: Served, engine: Fak
 async def test_draining_aborts_what_outlasts_it(served: Served, engine: FakeEngine) -> None:
     engine.hold()
     running = asyncio.create_task(served.generate(["a", "b"]))
-    await until_in_flight(served, 2)
+    await until(lambda: len(engine.open) == 2)
     await served.lifecycle.drain(timeout_seconds=0)
     completions = (await running).json()["completions"]
     assert [completion["finish_reason"] for completion in completions] == ["abort", "abort"]
 
 
+async def test_draining_refuses_what_still_waits_for_its_turn(engine: FakeEngine) -> None:
+    async with occupied(engine) as (served, running):
+        waiting = asyncio.create_task(served.generate("second"))
+        await until_waiting(served)
+        await served.lifecycle.drain(timeout_seconds=0)
+        assert (await running).json()["completions"][0]["finish_reason"] == "abort"
+        assert error_of(await waiting) == (503, "server_draining", None)
+
+
 async def test_draining_an_idle_server_is_over_at_once(served: Served) -> None:
     await served.lifecycle.drain(timeout_seconds=600)
     await _assert_refuses(served, "server_draining", "5")
+
+
+async def test_an_engine_that_does_not_answer(engine: FakeEngine) -> None:
+    async with serving(engine, engine_timeout_seconds=0.01) as served:
+        engine.stall()
+        engine.hold()
+        running = asyncio.create_task(served.generate("hello"))
+        await until_in_flight(served, 1)
+        await until(lambda: served.admission.refusal is not None)
+        await _assert_refuses(served, "engine_stalled", "5")
+        assert not running.done()
+        engine.answer()
+        engine.release()
+        await until_ready(served)
+        assert (await running).status_code == (await served.generate()).status_code == 200
+    assert served.failures == []
+
+
+async def test_an_engine_that_does_not_answer_and_dies(engine: FakeEngine) -> None:
+    async with serving(engine, engine_timeout_seconds=0.01) as served:
+        engine.stall()
+        engine.hold()
+        running = asyncio.create_task(served.generate("hello"))
+        await until(lambda: served.admission.refusal is not None)
+        engine.die()
+        assert error_of(await running) == (503, "engine_died", None)
+        await until_failed(served)
+        assert [type(failure) for failure in served.failures] == [EngineDied]
+
+
+async def test_draining_an_engine_that_does_not_answer(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drain ends, and an answer that comes late does not open the server again."""
+    monkeypatch.setattr(lifecycle, "ANSWER_TIMEOUT_SECONDS", 0.01)
+    async with serving(engine, engine_timeout_seconds=0.01) as served:
+        engine.stall()
+        engine.hold()
+        running = asyncio.create_task(served.generate("hello"))
+        await until(lambda: served.admission.refusal is not None)
+        await served.lifecycle.drain(timeout_seconds=0)
+        assert not running.done()
+        engine.answer()
+        engine.release()
+        assert (await running).status_code == 200
+        await _assert_refuses(served, "server_draining", "5")
 
 
 async def test_draining_before_ready(engine: FakeEngine) -> None:
@@ -279,7 +346,7 @@ async def test_a_dead_engine(served: Served, engine: FakeEngine) -> None:
 async def test_open_requests_are_answered_before_a_death_is_told(
     served: Served, engine: FakeEngine
 ) -> None:
-    with served.admission.slot(1):
+    with served.admission.admit(ANONYMOUS, Demand(1, 1, 1)):
         engine.die()
         while served.admission.refusal is None:  # noqa: ASYNC110
             await asyncio.sleep(0)

@@ -2,12 +2,14 @@
 
 import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.server.peft_reference import PeftReference
 from tests.server.process import ServerProcess, running
+from tests.server.tiny_models import make_llama
 
 SHARED_ARGUMENTS = (
     *("--max-sequences-in-flight", "64"),
@@ -33,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server() -> Iterator[ServerProcess]:
     with running(*SHARED_ARGUMENTS) as process:
         yield process.wait_until_ready()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose servers start and answer fast: for what does not depend on its words."""
+    return make_llama(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ from softserve.schema.checks import AgainstPeft, CheckReport, ComparedPrompt
 from tests.adapter_files import write_multitask
 from tests.bad_adapters import BAD_ADAPTERS, BadAdapter
 from tests.server.peft_reference import HIDDEN_SIZE, SMOLLM2_MODULES, PeftReference
-from tests.server.process import members_of
-from tests.server.test_lifecycle import wait_until
-from tests.server.test_odd_models import make_model, save_lora
+from tests.server.process import members_of, wait_until
+from tests.server.test_odd_models import save_lora
+from tests.server.tiny_models import make_model
 
 # PyTorch's own, when transformers imports a part of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

@@ -1,5 +1,7 @@
 """POST /generate on the real engine: exact text, and every control does what it says."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.engine.model.default import default_model
 from app.settings import Settings
 from softserve import __version__
+from tests.server.process import ServerProcess
 from tests.server.requests import generate, metric, stream, text_of
 
 PROMPTS = [
@@ -144,6 +147,18 @@ def test_a_seed_repeats_and_another_differs(client: httpx.Client) -> None:
 
     assert first == again
     assert first != other
+
+
+def test_a_seed_repeats_where_a_prompt_takes_several_steps(client: httpx.Client) -> None:
+    """The second time it takes one: the prefix cache has nearly all of it."""
+    body = {"prompt": "one two three " * 800, "temperature": 1.0, "seed": 7, "max_new_tokens": 8}
+
+    first, second = (generate(client, **body) for _ in range(2))
+
+    # vLLM's tokens in one step, on a CPU.
+    assert first["usage"]["prompt_tokens"] > 2048
+    assert second["usage"]["cached_tokens"] > first["usage"]["cached_tokens"]
+    assert text_of(first) == text_of(second)
 
 
 def test_without_a_seed_two_answers_differ(client: httpx.Client) -> None:
@@ -372,6 +387,11 @@ def test_info(client: httpx.Client) -> None:
         "dtype": "float32",
         "context_window": 8192,
         "vocabulary_size": 49152,
+        "max_running_sequences": 128,
+        "schedules_by_priority": False,
+        "pauses_completions": True,
+        # scripts/install.sh has compiled it where it could.
+        "lora_kernel": "native" if shutil.which("g++") else "torch",
         "engine": "vllm",
         "engine_version": "0.32.0",
         "server_version": __version__,
@@ -388,7 +408,16 @@ def test_metrics_hold_the_servers_and_vllms(client: httpx.Client) -> None:
     assert metric(client, generated) == before[generated] + 12
     assert metric(client, first_tokens) == before[first_tokens] + 1
     assert metric(client, "vllm:generation_tokens_total") >= 12
-    assert "vllm:lora_requests_info" not in client.get("/metrics").text
+    assert metric(client, "vllm:lora_requests_info") > 0
+
+
+def test_the_scheduler_is_forked_and_the_worker_bound(server: ServerProcess) -> None:
+    """The first from a process without other threads; the second's threads have a core each."""
+    fork_server = server.process_named("softserve: fork")
+    assert len(list(Path(f"/proc/{fork_server}/task").iterdir())) == 1
+    status = Path(f"/proc/{server.engine_process()}/status").read_text()
+    assert f"\nPPid:\t{fork_server}\n" in status
+    assert len(os.sched_getaffinity(server.worker_process())) == 1
 
 
 def test_an_engine_argument_reaches_vllm(client: httpx.Client) -> None:

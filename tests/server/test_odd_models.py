@@ -1,46 +1,23 @@
 """Models that cannot have every feature are served without it, and say why."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from rich.progress import Progress
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.engine.model.default import default_model
-from app.settings import Settings
 from tests.server.process import running
 from tests.server.requests import generate, put_adapter
+from tests.server.tiny_models import make_model
 
 # PyTorch's own, when transformers imports a part of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
-START = ("--precision", "fp32", "--context-window", "256", "--kv-cache-gib", "0.1")
-SHAPE = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 49152,
-    "max_position_embeddings": 512,
-}
-
-
-def make_model(folder: Path, model_type: str, **config: Any) -> Path:
-    """A tiny random model with the tokenizer of the default model."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, **SHAPE, **config), dtype=torch.float32
-    )
-    model.save_pretrained(folder)
-    for file in default_model(Settings().cache_dir, Progress(disable=True)).glob("tokenizer*"):
-        shutil.copy(file, folder)
-    return folder
+START = ("--context-window", "256", "--kv-cache-gib", "0.1")
 
 
 def save_lora(folder: Path, base: Path, target_modules: list[str] | None = None) -> PeftModel:

@@ -20,6 +20,7 @@ from tests.server.peft_reference import PeftReference
 from tests.server.process import ServerProcess, running
 from tests.server.requests import add_adapter, generate, metric, share_before_divergence
 from tests.server.test_start import fail_to_start
+from tests.server.tiny_models import HIDDEN_SIZE, LLAMA, SHAPE, SMALL, make_model
 
 # PyTorch's own, when transformers imports a part of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -144,6 +145,19 @@ def test_types_of_two_bytes(precision: str, peft_reference: PeftReference) -> No
     for tokens, named in zip(got, NAMED, strict=True):
         expected = [peft_reference.generate(prompt, **named) for prompt in PROMPTS[:2]]
         assert share_before_divergence(tokens, expected) >= 0.5
+
+
+def test_an_embedding_is_packed_where_it_is_the_head(tmp_path: Path) -> None:
+    """And `GET /info` knows it."""
+    model = make_model(tmp_path / "model", "cohere", **LLAMA)
+    arguments = ("--model", str(model), "--precision", "bf16", "--max-loras", "0")
+    with running(*SMALL, *arguments) as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            weights = client.get("/info").json()["weights"]
+
+    plain = 2 * SHAPE["vocab_size"] * HIDDEN_SIZE
+    assert 2 * plain <= weights["other_bytes"] < 2.5 * plain
 
 
 @pytest.fixture(scope="module")

@@ -138,3 +138,21 @@ def test_a_precision_that_does_not_exist() -> None:
 
     assert ended.returncode == 2
     assert "'fp7' is not one of" in " ".join(ended.stderr.split())
+
+
+def test_an_address_that_others_reach_without_keys() -> None:
+    assert fail_to_start("--host", "0.0.0.0") == (  # noqa: S104
+        "softserve: 0.0.0.0 can be reached from other machines, and requests would need no key: "
+        "make keys with `softserve key create` and start with --keys-file, or with "
+        "--allow-anonymous to serve whoever comes"
+    )
+
+
+def test_a_file_of_keys_that_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text('{"keys": [{"name": "swordf')
+    sentence = fail_to_start("--keys-file", str(path))
+    assert sentence == (
+        f"softserve: {path} is not a file of keys, or damaged (it is not JSON): restore it, or "
+        "name another with --keys-file"
+    )

@@ -9,6 +9,7 @@ import pytest
 from app.adapters.intake import Intake
 from app.adapters.registry import AdapterRegistry
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
 from app.versions import store as store_module
 from app.versions import watcher as watcher_module
 from tests.fake_engine import FakeEngine
@@ -23,7 +24,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the disk nor a watched folder is waited for longer than it takes."""
-    monkeypatch.setattr(store_module, "_sync", lambda path: None)
+    monkeypatch.setattr(store_module, "sync", lambda path: None)
     monkeypatch.setattr(watcher_module, "SETTLED_SECONDS", 0.1)
     monkeypatch.setattr(watcher_module, "GONE_SECONDS", 0.2)
     monkeypatch.setattr(watcher_module, "LOOK_AGAIN_SECONDS", 0.02)
@@ -50,7 +51,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def registry(engine: FakeEngine, settings: Settings) -> AsyncIterator[AdapterRegistry]:
-    registry = AdapterRegistry(engine, settings)
+    registry = AdapterRegistry(engine, settings, Metrics(max_names=10))
     await registry.open()
     yield registry
     await registry.close()

@@ -1,7 +1,6 @@
 """Both clients: the same calls, one connection, the server's own sentences."""
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 from softserve.client import AsyncClient, Call, Client, ClientError, Nothing
 from softserve.schema.server import Health
+from tests.threaded import in_thread
 
 LIVE = Call("GET", "/health/live", Health)
 REMOVE = Call("DELETE", "/adapters/x", Nothing)
@@ -59,12 +59,8 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with in_thread(Server()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_calls_share_a_connection(server: Server) -> None:

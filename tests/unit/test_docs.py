@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
+from app.http.application import create_app
 from app.http.errors import STATUSES
 from app.settings import Settings
-from app.telemetry.metrics import Metrics
 from softserve.schema.controls import CONTROLS, Sampling
 from softserve.schema.generation import GenerateBody
 from softserve.schema.templates import Template
+from tests.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
 MAX_PROSE_LENGTH = 130
@@ -86,7 +87,9 @@ def test_every_error_is_documented(status: int, type: str) -> None:
 
 def test_every_metric_is_documented() -> None:
     documented = (ROOT / "docs/operations.md").read_text()
-    families = list(Metrics().registry.collect())
+    app = create_app(Settings(), FakeEngine(), print, print)
+    metrics = app.state.service.metrics
+    families = [*metrics.registry.collect(), *metrics.shown.collect()]
 
     assert families
     for family in families:

@@ -16,6 +16,7 @@ from app.errors import (
     AdapterTooLarge,
     ContextWindowExceeded,
     EngineDied,
+    EngineStalled,
     EngineStarting,
     InvalidRequest,
     KeyRequired,
@@ -28,6 +29,7 @@ from app.errors import (
     StartError,
     StoreUnavailable,
     TemplateError,
+    TryAgainLater,
     Unavailable,
 )
 from app.http.errors import INTERNAL_MESSAGE, STATUSES, describe, error_body
@@ -47,6 +49,7 @@ INTERNAL = {"error": {"type": "internal_error", "message": INTERNAL_MESSAGE, "pa
         (AdapterTooLarge, 413, "adapter_too_large"),
         (AdapterRejected, 422, "adapter_rejected"),
         (ServerFull, 503, "server_full"),
+        (EngineStalled, 503, "engine_stalled"),
         (EngineStarting, 503, "engine_starting"),
         (ServerDraining, 503, "server_draining"),
         (StoreUnavailable, 503, "store_unavailable"),
@@ -72,7 +75,7 @@ def _all(kind: type[SoftserveError]) -> Iterator[type[SoftserveError]]:
             yield from _all(child)
 
 
-ABSTRACT = {Unavailable, AdapterError, TemplateError}
+ABSTRACT = {TryAgainLater, Unavailable, AdapterError, TemplateError}
 OF_COMMANDS = {StartError, *_all(StartError), QuantizationFailed, ReferenceFailed}
 
 

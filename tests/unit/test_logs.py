@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import structlog
 
+from app.settings import LogFormat
 from app.telemetry.logs import configure_logging
+from softserve.schema.keys import SECRET_PREFIX
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +97,19 @@ def test_text_of_an_exception(capsys: pytest.CaptureFixture[str]) -> None:
     except ValueError:
         structlog.get_logger("ours").exception("request failed")
     assert "ValueError: invalid literal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_no_key_is_logged(log_format: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = f"{SECRET_PREFIX}swordfish"
+    configure_logging(log_format, "info")
+    with structlog.contextvars.bound_contextvars(request_id=secret):
+        structlog.get_logger("ours").info("request ended", path=f"/adapters/{secret}")
+        logging.getLogger("a.library").warning("odd: %s", secret)
+        try:
+            int(secret)
+        except ValueError:
+            structlog.get_logger("ours").exception("request failed")
+    written = capsys.readouterr().err
+    assert written.count(f"{SECRET_PREFIX}…") + written.count(f"{SECRET_PREFIX}\\u2026") == 6
+    assert "swordfish" not in written

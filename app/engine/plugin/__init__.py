@@ -7,11 +7,30 @@ they may import it at their top.
 
 def register() -> None:
     """The entry point `softserve` of `vllm.general_plugins`; it may be called more than once."""
-    from app.engine.plugin import cpu_lora, dora, int8, lifetime, row_order, text_models
+    from app.engine.plugin import (
+        active_loras,
+        cpu_lora,
+        dora,
+        embeddings,
+        forking,
+        int8,
+        lifetime,
+        pausing,
+        row_operators,
+        row_order,
+        seeds,
+        text_models,
+    )
 
     lifetime.end_with_parent()
+    active_loras.register()
     cpu_lora.register()
     dora.register()
+    embeddings.register()
+    forking.register()
     int8.register()
+    pausing.register()
+    row_operators.register()
     row_order.register()
+    seeds.register()
     text_models.register()

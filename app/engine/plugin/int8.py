@@ -120,25 +120,15 @@ class Int8LinearMethod(OnlineLinearBase):  # type: ignore[misc]
 class Int8HeadMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
     """The output head on a CPU, and the embedding, whose weights may be the same.
 
-    The embedding keeps its weights as they are. It is multiplied with only in a model that has no
-    head of its own, and packed as one when that happens first.
+    app/engine/plugin/embeddings.py decides which of them is packed. The embedding keeps its weights
+    as they are.
     """
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        if isinstance(layer, ParallelLMHead) and not hasattr(layer, "int8_product"):
-            layer.int8_product = self._pack(layer)
+    def softserve_pack(self, layer: torch.nn.Module) -> None:
+        packed = TwoDigitProduct(*quantize_rows(layer.weight))
+        layer.cpu_linear = lambda x, weight, bias: packed(layer, x, bias)
+        if isinstance(layer, ParallelLMHead):
             layer.weight = _no_weights(layer.weight.dtype)
-
-    def apply(
-        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        if not hasattr(layer, "int8_product"):
-            layer.int8_product = self._pack(layer)
-        product: torch.Tensor = layer.int8_product(layer, x, bias)
-        return product
-
-    def _pack(self, layer: torch.nn.Module) -> "TwoDigitProduct":
-        return TwoDigitProduct(*quantize_rows(layer.weight))
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,16 +60,22 @@ def _tensors_in(caches: Any) -> Iterator[torch.Tensor]:
 def _packed_bytes(module: torch.nn.Module) -> int:
     """Bytes of the packed copy of a module's weights that a kernel keeps out of its parameters."""
     packed: int = 0
-    # vLLM's kernels for floats are functions that hold their weights in a closure.
+    # vLLM's kernels for floats, and ours for a head, are functions with their weights in a closure.
     for cell in getattr(getattr(module, "cpu_linear", None), "__closure__", None) or ():
         match cell.cell_contents:
             case CPUDNNLGEMMHandler() as handler:
                 packed += handler.n * handler.k * module.weight.dtype.itemsize
             case torch.Tensor() as tensor:
                 packed += tensor.untyped_storage().nbytes()
+            case TwoDigitProduct() as int8_product:
+                packed += _product_bytes(int8_product)
     checkpoint_kernel = getattr(getattr(module, "scheme", None), "kernel", None)
     if handler := getattr(checkpoint_kernel, "dnnl_handler", None):
         packed += handler.n * handler.k
     if isinstance(product := getattr(module, "int8_product", None), TwoDigitProduct):
-        packed += product.packed.n * product.packed.k + product.scale.nbytes
+        packed += _product_bytes(product)
     return packed
+
+
+def _product_bytes(product: TwoDigitProduct) -> int:
+    return int(product.packed.n * product.packed.k + product.scale.nbytes)

@@ -36,8 +36,7 @@ def parse_engine_arguments(texts: Iterable[str], arguments_class: type) -> dict[
     known = {field.name for field in dataclasses.fields(arguments_class)}
     arguments = {}
     for text in texts:
-        name, separator, value = text.partition("=")
-        name = name.removeprefix("--").replace("-", "_")
+        name, separator, value = _split(text)
         if not separator:
             raise InvalidEngineArgument(f"--engine-arg {text!r} has no value: write NAME=VALUE")
         if name in OWNED:
@@ -48,6 +47,16 @@ def parse_engine_arguments(texts: Iterable[str], arguments_class: type) -> dict[
             raise InvalidEngineArgument(f"vLLM has no engine argument {name!r}{hint}")
         arguments[name] = _parse_value(value)
     return arguments
+
+
+def names_of(texts: Iterable[str]) -> set[str]:
+    """The arguments' names, whether vLLM knows them or not."""
+    return {_split(text)[0] for text in texts}
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    name, separator, value = text.partition("=")
+    return name.removeprefix("--").replace("-", "_"), separator, value
 
 
 def _parse_value(text: str) -> Any:

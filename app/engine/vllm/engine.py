@@ -8,7 +8,8 @@ outputs between softserve's language and vLLM's. `vllm` itself is imported insid
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
 from multiprocessing import resource_tracker
@@ -27,8 +28,10 @@ from app.engine.proof import prove
 from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
 from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_vllm_runs_no_loras
 from app.engine.vllm.arguments import parse_engine_arguments
+from app.engine.vllm.calls import DIED_MESSAGE, answer_of
 from app.engine.vllm.device import this_device
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
+from app.engine.vllm.fork_server import start_fork_server
 from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
 from app.engine.vllm.soft_prompts import SoftPrompts
 from app.engine.vllm.threads import run_in_daemon_thread
@@ -81,6 +84,14 @@ class VLLMEngine:
     def died(self) -> bool:
         return self._llm is not None and bool(self._llm.errored)
 
+    async def ping(self, *, is_busy: bool) -> None:
+        # Through the workers, where most of what can hang is; but after each call they wait for the
+        # next one in a loop for a second, which is half a core where nothing else is done.
+        if is_busy:
+            await answer_of(self._running, self._running.collective_rpc("check_health"))
+        else:
+            await answer_of(self._running, self._running.is_sleeping())
+
     async def start(self) -> None:
         await run_in_daemon_thread(self._load)
         self._architecture = await _with_unadapted(self.architecture, self._running)
@@ -98,20 +109,15 @@ class VLLMEngine:
 
     def _load(self) -> None:
         prepare_environment(self._settings)
+        with _interrupts_blocked():
+            start_fork_server(self._settings)
         self._name, folder = find_model(self._settings)
         check_model_folder(folder)
         chosen = choose_format(self._settings.precision, folder, this_device())
         log.info("precision", precision=chosen.precision, made=chosen.made, reason=chosen.reason)
         self._weight_format = chosen
-        # Ctrl-C reaches every process of the terminal's group. A blocked signal is inherited by the
-        # engine's processes, so that they outlive it and running requests can finish. Python's
-        # resource tracker would unblock it again when it starts: let it be running.
-        resource_tracker.ensure_running()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _interrupts_blocked():
             self._llm = _start_async_llm(folder, self._settings)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         from app.engine.vllm.detokenizer import keep_prompts_out_of_completions
 
         keep_prompts_out_of_completions()
@@ -160,12 +166,22 @@ class VLLMEngine:
         # A special token is not in the text, where stop strings are looked for.
         stop_ids = self._tokenizer.ids_of_special_tokens(decoding.sampling.stop)
         params = _sampling_params(decoding.sampling, decoding.logprobs, stop_ids)
-        async for output in self._outputs(request_id, prompt, params):
+        async for output in self._outputs(request_id, prompt, params, decoding.priority):
             for completion in output.outputs:
                 yield _chunk(prompt, output, completion, decoding.logprobs)
 
+    async def pause(self, request_id: str, prompt_index: int) -> None:
+        await self._call_for_prompt("softserve_pause", request_id, prompt_index)
+
+    async def resume(self, request_id: str, prompt_index: int) -> None:
+        await self._call_for_prompt("softserve_resume", request_id, prompt_index)
+
+    async def abort(self, request_id: str, prompt_index: int) -> None:
+        await self._running.abort(_prompt_id(request_id, prompt_index))
+
     async def abort_all(self) -> None:
-        await self._running.pause_generation(mode="abort", clear_cache=False)
+        paused = self._running.pause_generation(mode="abort", clear_cache=False)
+        await answer_of(self._running, paused)
 
     async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
         from vllm.sampling_params import SamplingParams
@@ -181,7 +197,7 @@ class VLLMEngine:
         return distribution
 
     async def _outputs(
-        self, request_id: str, prompt: Prompt, params: "SamplingParams"
+        self, request_id: str, prompt: Prompt, params: "SamplingParams", priority: int = 0
     ) -> AsyncGenerator["RequestOutput"]:
         """vLLM's outputs, its errors translated."""
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
@@ -196,14 +212,16 @@ class VLLMEngine:
         outputs = self._running.generate(
             engine_input,
             params,
-            f"{request_id}-{prompt.index}",
+            _prompt_id(request_id, prompt.index),
             lora_request=self._loras.request(prompt.lora),
+            # vLLM takes the lowest first.
+            priority=-priority,
         )
         try:
             async for output in outputs:
                 yield output
         except EngineDeadError as error:
-            raise EngineDied("the engine has died: the server restarts, try again") from error
+            raise EngineDied(DIED_MESSAGE) from error
         except GracefulHTTPError as error:
             raise ServerFull("the engine's queue is full: try again") from error
         except VLLMClientError as error:
@@ -211,10 +229,34 @@ class VLLMEngine:
         finally:
             await outputs.aclose()
 
+    async def _call_for_prompt(self, method: str, request_id: str, prompt_index: int) -> None:
+        """Call a method of vLLM's engine core with the requests that a prompt has become there."""
+        name = _prompt_id(request_id, prompt_index)
+        internal_ids = list(self._running.output_processor.external_req_ids.get(name, ()))
+        if internal_ids:
+            call = self._running.engine_core.call_utility_async(method, internal_ids)
+            await answer_of(self._running, call)
+
     @property
     def _running(self) -> "AsyncLLM":
         assert self._llm is not None, "the engine has not started"
         return self._llm
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal's group, but none that is started meanwhile.
+
+    A blocked signal is inherited by the engine's processes, so that they outlive it and running
+    requests can finish.
+    """
+    # Python's resource tracker would unblock it again when it starts: let it be running.
+    resource_tracker.ensure_running()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _start_async_llm(folder: Path, settings: Settings) -> "AsyncLLM":
@@ -335,7 +377,7 @@ async def _describe(name: str, weight_format: WeightFormat, llm: "AsyncLLM") -> 
     # Each worker holds a part of the model.
     reports = await llm.collective_rpc("softserve_memory")
     memory = {part: sum(report[part] for report in reports) for part in reports[0]}
-    model = llm.model_config
+    model, scheduler = llm.model_config, llm.vllm_config.scheduler_config
     return EngineInfo(
         model=name,
         device=current_platform.get_device_name(),
@@ -349,8 +391,30 @@ async def _describe(name: str, weight_format: WeightFormat, llm: "AsyncLLM") -> 
         kv_cache_bytes=memory["kv_cache_bytes"],
         context_window=model.max_model_len,
         vocabulary_size=model.get_vocab_size(),
+        max_running_sequences=scheduler.max_num_seqs,
+        schedules_by_priority=scheduler.policy == "priority",
+        pauses_completions=_can_pause(llm.vllm_config),
+        lora_kernel=await _lora_kernel(llm),
         engine="vllm",
         engine_version=vllm.__version__,
+    )
+
+
+async def _lora_kernel(llm: "AsyncLLM") -> str | None:
+    """What multiplies with LoRAs on a CPU. All workers of a machine have the same."""
+    if llm.vllm_config.lora_config is None:
+        return None
+    kernel: str | None = (await llm.collective_rpc("softserve_lora_kernel"))[0]
+    return kernel
+
+
+def _can_pause(config: "VllmConfig") -> bool:
+    """Whether app/engine/plugin/pausing.py is there, and knows all places of a request."""
+    return (
+        loads_plugin()
+        and config.scheduler_config.scheduler_cls is None
+        and config.kv_transfer_config is None
+        and config.parallel_config.data_parallel_size == 1
     )
 
 
@@ -361,6 +425,10 @@ def _reason(error: Exception) -> str:
         text = error.errors()[0]["msg"].removeprefix("Value error, ")
     first_line = text.strip().split("\n")[0]
     return first_line.split(". ")[0] or type(error).__name__
+
+
+def _prompt_id(request_id: str, prompt_index: int) -> str:
+    return f"{request_id}-{prompt_index}"
 
 
 # What vLLM calls otherwise.
@@ -408,6 +476,7 @@ def _chunk(
         else (),
         finish_reason=_finish_reason(completion.finish_reason),
         num_virtual_tokens=prompt.num_virtual_tokens,
+        prefill_seconds=metrics.first_token_ts - metrics.scheduled_ts if scheduled else 0.0,
     )
 
 

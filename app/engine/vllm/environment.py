@@ -5,6 +5,7 @@ A variable that the operator has set already is kept.
 
 import os
 from ctypes.util import find_library
+from importlib.util import find_spec
 from pathlib import Path
 
 from app.engine.vllm.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE
@@ -48,9 +49,11 @@ def prepare_cpu_environment(*, eager: bool) -> None:
     # installed at all.
     if eager:
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-    if (tcmalloc := _find_tcmalloc()) and "tcmalloc" not in os.environ.get("LD_PRELOAD", ""):
-        preloaded = os.environ.get("LD_PRELOAD")
-        os.environ["LD_PRELOAD"] = f"{tcmalloc}:{preloaded}" if preloaded else tcmalloc
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    libraries = {"tcmalloc": _find_tcmalloc, "libgomp": _find_libgomp}
+    missing = [find() for name, find in libraries.items() if name not in preloaded]
+    if any(missing):
+        os.environ["LD_PRELOAD"] = ":".join(filter(None, [*missing, preloaded]))
 
 
 def _find_tcmalloc() -> str | None:
@@ -60,3 +63,14 @@ def _find_tcmalloc() -> str | None:
         return None
     folders = [*Path("/usr/lib").glob("*-linux-gnu"), Path("/usr/lib64"), Path("/usr/lib")]
     return next((str(path) for folder in folders if (path := folder / name).exists()), None)
+
+
+def _find_libgomp() -> str | None:
+    """The path of torch's own: only if it comes first are all bound cores used, as vLLM knows.
+
+    vLLM finds it once it has been imported, too late for processes that are forked.
+    """
+    torch = find_spec("torch")
+    folders = torch.submodule_search_locations if torch else None
+    found = [path for folder in folders or () for path in Path(folder, "lib").glob("libgomp*.so*")]
+    return str(found[0]) if found else None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from app.engine.protocol import AdapterFiles
+from app.engine.vllm.calls import answer_of
 from app.errors import AdapterRejected, EngineDied
 from app.telemetry.metrics import withdraw
 
@@ -27,10 +28,10 @@ def engine_rank(max_rank: int) -> int:
 
 
 def withdraw_metric(llm: "AsyncLLM") -> None:
-    """Serve no `vllm:lora_requests_info`.
+    """Do not serve vLLM's own `vllm:lora_requests_info`.
 
-    It has a series for every combination of adapters that ever ran together, by digest, for ever;
-    `softserve_adapter_requests` says the same by name.
+    It has a series for every combination of adapters that ever ran together, by digest, for ever.
+    The server has one of its own with the adapters' names.
     """
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -54,7 +55,6 @@ class LoRAs:
 
     async def load(self, adapter: AdapterFiles) -> None:
         from vllm.lora.request import LoRARequest
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         request = LoRARequest(
             lora_name=adapter.digest,
@@ -62,12 +62,12 @@ class LoRAs:
             lora_path=str(adapter.folder),
         )
         try:
-            await self._llm.add_lora(request)
-        except EngineDeadError as error:
-            raise EngineDied("the engine has died: the server restarts, try again") from error
+            await answer_of(self._llm, self._llm.add_lora(request))
+        except EngineDied:
+            raise
         # What the engine's process raised comes as a bare exception with its text.
         except Exception as error:
-            await self._llm.remove_lora(request.lora_int_id)
+            await answer_of(self._llm, self._llm.remove_lora(request.lora_int_id))
             log.warning("vLLM cannot load a LoRA", version=adapter.digest, exc_info=error)
             raise AdapterRejected(
                 "the engine cannot load it, for a reason that no check here knows: the server's "
@@ -78,7 +78,7 @@ class LoRAs:
     async def unload(self, digest: str) -> None:
         request = self._requests.pop(digest, None)
         if request is not None:
-            await self._llm.remove_lora(request.lora_int_id)
+            await answer_of(self._llm, self._llm.remove_lora(request.lora_int_id))
 
     def request(self, digest: str | None) -> "LoRARequest | None":
         """What a request to vLLM carries, of a loaded version."""

@@ -98,7 +98,7 @@ def _adapted_modules(config: "VllmConfig", names: list[str]) -> list[str]:
             changes = {"device": device} if function is torch.empty else {}
             return function(*args, **(kwargs or {}) | changes)
 
-    with _alone(config), set_default_torch_dtype(config.model_config.dtype), WithoutMemory():
+    with alone(config), set_default_torch_dtype(config.model_config.dtype), WithoutMemory():
         manager = create_lora_manager(
             initialize_model(config),
             config.scheduler_config.max_num_seqs,
@@ -112,7 +112,7 @@ def _adapted_modules(config: "VllmConfig", names: list[str]) -> list[str]:
 
 
 @contextmanager
-def _alone(config: "VllmConfig") -> Iterator[None]:
+def alone(config: "VllmConfig") -> Iterator[None]:
     """The groups of processes that vLLM's layers ask for: this process alone, without a network."""
     from torch import distributed
     from vllm.config import set_current_vllm_config

@@ -1,5 +1,7 @@
 """The endpoints, one file a family."""
 
-from app.http.routes import adapters, generate, health, icl, templates
+from app.http.routes import adapters, docs, generate, health, icl, keys, templates
 
-__all__ = ["adapters", "generate", "health", "icl", "templates"]
+FAMILIES = (generate, adapters, icl, templates, keys, health, docs)
+
+__all__ = ["FAMILIES"]

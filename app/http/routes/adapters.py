@@ -3,23 +3,32 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from functools import partial
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import Request, Response
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from app.adapters.staging import UploadedFile
 from app.errors import InvalidRequest
-from app.http.administration import Administrator
 from app.http.answers import adapter_out
-from app.http.dependencies import ERRORS, NOT_FOUND, REFUSALS, TheAdapters, TheIntake, TheService
+from app.http.dependencies import (
+    ERRORS,
+    NOT_FOUND,
+    REFUSALS,
+    Live,
+    TheAdapters,
+    TheCaller,
+    TheIntake,
+    TheService,
+)
+from app.http.guard import router_for
 from app.http.media_types import FORM, media_type
 from app.http.requests import json_body
+from app.http.routes.pointers import Pointers, add_routes
 from softserve.schema.adapters import TASK_AT_UPLOAD, AdapterList, AdapterOut, AdapterSource
 from softserve.schema.fields import MAX_TASK_DIGITS
-from softserve.schema.versions import RollbackBody
 
 # PEFT writes up to a dozen files; a folder has one of each.
 MAX_FILES = 64
@@ -48,23 +57,26 @@ UPLOAD_SCHEMA = {
     "required": ["file"],
 }
 
-router = APIRouter(prefix="/adapters")
+readers = router_for("user", "admin", prefix="/adapters")
+admins = router_for("admin", prefix="/adapters")
+routers = (readers, admins)
 
 
-@router.get("", summary="List the adapters, with their versions")
-async def list_adapters(adapters: TheAdapters) -> AdapterList:
-    return AdapterList(adapters=[adapter_out(adapters, record) for record in adapters.names.list()])
+@readers.get("", summary="List the adapters, with their versions")
+async def list_adapters(caller: TheCaller, adapters: TheAdapters) -> AdapterList:
+    records = [each for each in adapters.names.list() if caller.may_use_adapter(each.name)]
+    return AdapterList(adapters=[adapter_out(adapters, record) for record in records])
 
 
-@router.get("/{name}", summary="Show one adapter", responses=NOT_FOUND | {422: ERRORS[422]})
-async def show_adapter(name: str, adapters: TheAdapters) -> AdapterOut:
-    return adapter_out(adapters, adapters.names.get(name))
+@readers.get("/{name}", summary="Show one adapter", responses=NOT_FOUND | {422: ERRORS[422]})
+async def show_adapter(name: str, caller: TheCaller, adapters: TheAdapters) -> AdapterOut:
+    caller.require_adapter(name, "name")
+    return adapter_out(adapters, adapters.names.get(name, caller.may_use_adapter))
 
 
-@router.put(
+@admins.put(
     "/{name}",
     summary="Add an adapter, or a new version of one",
-    dependencies=[Administrator],
     responses=REFUSALS,
     openapi_extra={
         "requestBody": {
@@ -77,44 +89,48 @@ async def show_adapter(name: str, adapters: TheAdapters) -> AdapterOut:
     },
 )
 async def put_adapter(
-    name: str, request: Request, service: TheService, adapters: TheAdapters, intake: TheIntake
+    name: str,
+    request: Request,
+    service: TheService,
+    adapters: TheAdapters,
+    intake: TheIntake,
+    live: Live = True,
 ) -> AdapterOut:
     """It is checked, stored, loaded, and then live: the very next request uses it."""
     service.check_serving()
     if media_type(request.headers) == FORM:
         async with _form(request) as form:
             files, force, task = _parse_form(form)
-            record = await intake.add_upload(name, files, force=force, task=task)
+            record = await intake.add_upload(name, files, force=force, task=task, live=live)
             return adapter_out(adapters, record)
     body = await _parse_source(request)
     record = await intake.add_source(
-        name, body.source, body.revision, force=body.force, task=body.task
+        name, body.source, body.revision, force=body.force, task=body.task, live=live
     )
     return adapter_out(adapters, record)
 
 
-@router.post(
-    "/{name}/rollback",
-    summary="Make an older version live again",
-    dependencies=[Administrator],
-    responses=REFUSALS | NOT_FOUND,
-)
-async def roll_back(
-    name: str,
-    service: TheService,
-    adapters: TheAdapters,
-    body: Annotated[RollbackBody | None, Body()] = None,
-) -> AdapterOut:
-    service.check_serving()
-    version = None if body is None else body.version
-    return adapter_out(adapters, await adapters.rollback(name, version))
+async def _pointers(service: TheService, adapters: TheAdapters) -> Pointers:
+    async def nothing(name: str) -> None:
+        """What is served is loaded already."""
+
+    return Pointers(
+        service,
+        adapters.names,
+        adapters.rollback,
+        adapters.promote,
+        settle=nothing,
+        answer=partial(adapter_out, adapters),
+    )
 
 
-@router.delete(
+add_routes(admins, "an adapter", AdapterOut, _pointers)
+
+
+@admins.delete(
     "/{name}",
     summary="Remove an adapter, once the requests that use it have ended",
     status_code=204,
-    dependencies=[Administrator],
     responses=REFUSALS | NOT_FOUND,
 )
 async def remove_adapter(name: str, service: TheService, adapters: TheAdapters) -> Response:

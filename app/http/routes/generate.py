@@ -2,16 +2,18 @@
 
 from dataclasses import asdict
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from app.http.answers import adapters_used
-from app.http.dependencies import ERRORS, EVENT_STREAM, RequestId, TheService, json_answer
+from app.http.dependencies import ERRORS, EVENT_STREAM, TheCaller, TheService, json_answer
+from app.http.guard import router_for
 from app.http.requests import generation_request, inspection_request, prompt_style
 from app.http.streaming import answer, until_disconnect
 from softserve.schema.generation import GenerateAnswer, GenerateBody
 from softserve.schema.inspection import InspectAnswer, InspectBody, TokenFateOut
 
-router = APIRouter()
+router = router_for("user", generates=True)
+routers = (router,)
 
 
 @router.post(
@@ -21,10 +23,11 @@ router = APIRouter()
     responses=ERRORS | EVENT_STREAM,
 )
 async def generate(
-    body: GenerateBody, request: Request, service: TheService, request_id: RequestId
+    body: GenerateBody, request: Request, caller: TheCaller, service: TheService
 ) -> Response:
-    asked = generation_request(body, request_id)
-    return await answer(request, service.generate(asked, body.prompt, prompt_style(body)), body)
+    asked = generation_request(body, request)
+    running = service.generate(caller, asked, body.prompt, prompt_style(body))
+    return await answer(request, running, body)
 
 
 @router.post(
@@ -34,15 +37,15 @@ async def generate(
     responses=ERRORS,
 )
 async def inspect(
-    body: InspectBody, request: Request, service: TheService, request_id: RequestId
+    body: InspectBody, request: Request, caller: TheCaller, service: TheService
 ) -> Response:
-    asked = inspection_request(body, request_id)
+    asked = inspection_request(body, request)
     engine = service.engine
-    inspecting = service.inspect(asked, body.prompt, prompt_style(body), body.num_tokens)
+    inspecting = service.inspect(caller, asked, body.prompt, prompt_style(body), body.num_tokens)
     inspection = await until_disconnect(request.receive, inspecting)
     return json_answer(
         InspectAnswer(
-            id=request_id,
+            id=asked.request_id,
             model=engine.info.model,
             **adapters_used(inspection.adapters),
             prompt_tokens=len(inspection.prompt.token_ids),

@@ -1,21 +1,23 @@
 """`/icl/render` and `/icl/generate`: prompts from templates."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from app.http.answers import rendered_prompts, template_used
 from app.http.dependencies import (
     ERRORS,
     EVENT_STREAM,
     NOT_FOUND,
-    RequestId,
+    TheCaller,
     TheFewShot,
     json_answer,
 )
+from app.http.guard import router_for
 from app.http.requests import few_shot_request
 from app.http.streaming import answer, until_disconnect
 from softserve.schema.icl import IclGenerateAnswer, IclGenerateBody, RenderAnswer, RenderBody
 
-router = APIRouter(prefix="/icl")
+router = router_for("user", prefix="/icl", generates=True)
+routers = (router,)
 
 
 @router.post(
@@ -25,13 +27,13 @@ router = APIRouter(prefix="/icl")
     responses=ERRORS | NOT_FOUND,
 )
 async def render(
-    body: RenderBody, request: Request, few_shot: TheFewShot, request_id: RequestId
+    body: RenderBody, request: Request, caller: TheCaller, few_shot: TheFewShot
 ) -> Response:
-    rendering = few_shot.render(few_shot_request(body, request_id))
+    rendering = few_shot.render(caller, few_shot_request(body, request))
     rendered = await until_disconnect(request.receive, rendering)
     return json_answer(
         RenderAnswer(
-            id=request_id,
+            id=request.state.request_id,
             template=template_used(rendered.template),
             prompts=rendered_prompts(rendered),
         )
@@ -45,6 +47,7 @@ async def render(
     responses=ERRORS | NOT_FOUND | EVENT_STREAM,
 )
 async def generate(
-    body: IclGenerateBody, request: Request, few_shot: TheFewShot, request_id: RequestId
+    body: IclGenerateBody, request: Request, caller: TheCaller, few_shot: TheFewShot
 ) -> Response:
-    return await answer(request, few_shot.generate(few_shot_request(body, request_id)), body)
+    running = few_shot.generate(caller, few_shot_request(body, request))
+    return await answer(request, running, body)

@@ -1,57 +1,59 @@
 """`/icl/templates`: show and change the prompt templates."""
 
 import asyncio
-from typing import Annotated
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import Request, Response
 
-from app.http.administration import Administrator
 from app.http.answers import template_out, template_summary
 from app.http.dependencies import (
     ERRORS,
     NOT_FOUND,
     REFUSALS,
+    Live,
+    TheCaller,
     TheService,
     TheTemplates,
     TheWarming,
     json_answer,
 )
+from app.http.guard import router_for
 from app.http.media_types import YAML, media_type
 from app.http.requests import json_body
+from app.http.routes.pointers import Pointers, add_routes
 from app.templates.source import parse_yaml, validate_template
-from app.versions.records import FROM_UPLOAD
+from app.versions.records import FROM_UPLOAD, Record
 from softserve.schema.templates import Template, TemplateList, TemplateOut
-from softserve.schema.versions import RollbackBody
 
 HOW_TO_SEND = (
     "the body is not JSON, and was not sent as YAML: send YAML with the header content-type: "
     "application/yaml (curl -H 'content-type: application/yaml' --data-binary @PATH)"
 )
 
-router = APIRouter(prefix="/icl/templates")
+readers = router_for("user", "admin", prefix="/icl/templates")
+admins = router_for("admin", prefix="/icl/templates")
+routers = (readers, admins)
 
 
-@router.get("", summary="List the templates, with their versions")
-async def list_templates(templates: TheTemplates) -> TemplateList:
-    return TemplateList(
-        templates=[template_summary(templates, record) for record in templates.names.list()]
-    )
+@readers.get("", summary="List the templates, with their versions")
+async def list_templates(caller: TheCaller, templates: TheTemplates) -> TemplateList:
+    records = [each for each in templates.names.list() if caller.may_use_template(each.name)]
+    return TemplateList(templates=[template_summary(templates, record) for record in records])
 
 
-@router.get(
+@readers.get(
     "/{name}",
     summary="Show one template",
     response_model=TemplateOut,
     responses=NOT_FOUND | {422: ERRORS[422]},
 )
-async def show_template(name: str, templates: TheTemplates) -> Response:
-    return json_answer(template_out(templates, templates.names.get(name)))
+async def show_template(name: str, caller: TheCaller, templates: TheTemplates) -> Response:
+    caller.require_template(name, "name")
+    return json_answer(template_out(templates, templates.names.get(name, caller.may_use_template)))
 
 
-@router.put(
+@admins.put(
     "/{name}",
     summary="Add a template, or a new version of one",
-    dependencies=[Administrator],
     response_model=TemplateOut,
     responses=REFUSALS,
     openapi_extra={
@@ -70,41 +72,32 @@ async def put_template(
     service: TheService,
     templates: TheTemplates,
     warming: TheWarming,
+    live: Live = True,
 ) -> Response:
     """It is checked, stored, and then live: the very next request uses it."""
     service.check_serving()
     template = await _parse_template(request)
-    record = await templates.publish(name, template, FROM_UPLOAD)
-    await warming.warm(name)
+    record = await templates.publish(name, template, FROM_UPLOAD, live=live)
+    if live:
+        await warming.warm(name)
     return json_answer(template_out(templates, record))
 
 
-@router.post(
-    "/{name}/rollback",
-    summary="Make an older version of a template live again",
-    dependencies=[Administrator],
-    response_model=TemplateOut,
-    responses=REFUSALS | NOT_FOUND,
-)
-async def roll_back(
-    name: str,
-    service: TheService,
-    templates: TheTemplates,
-    warming: TheWarming,
-    body: Annotated[RollbackBody | None, Body()] = None,
-) -> Response:
-    service.check_serving()
-    version = None if body is None else body.version
-    record = await templates.names.rollback(name, version)
-    await warming.warm(name)
-    return json_answer(template_out(templates, record))
+async def _pointers(service: TheService, templates: TheTemplates, warming: TheWarming) -> Pointers:
+    def answer(record: Record) -> Response:
+        return json_answer(template_out(templates, record))
+
+    names = templates.names
+    return Pointers(service, names, names.rollback, names.promote, warming.warm, answer)
 
 
-@router.delete(
+add_routes(admins, "a template", TemplateOut, _pointers)
+
+
+@admins.delete(
     "/{name}",
     summary="Remove a template with its versions",
     status_code=204,
-    dependencies=[Administrator],
     responses=REFUSALS | NOT_FOUND,
 )
 async def remove_template(name: str, service: TheService, templates: TheTemplates) -> Response:

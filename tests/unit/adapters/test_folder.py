@@ -19,6 +19,7 @@ from app.adapters.validation import digest_of
 from app.adapters.version import AdapterVersion
 from app.errors import AdapterNotFound, AdapterRejected
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
 from app.versions import watcher as watcher_module
 from app.versions.records import Record
 from app.versions.watcher import FolderWatcher
@@ -558,7 +559,7 @@ async def test_a_restart_keeps_what_an_operator_did(
     if touched:
         for name in names:
             os.utime(adapters / name / "adapter_config.json")
-    again = AdapterRegistry(engine, settings)
+    again = AdapterRegistry(engine, settings, Metrics(max_names=10))
     engine.loaded.clear()
     await again.open()
     async with watching(Intake(engine, again, settings), settings) as watcher:
@@ -586,7 +587,7 @@ async def test_what_was_damaged_in_the_store_is_published_again(
     await registry.close()
     (registry.names.store.folder(live) / "adapter_config.json").unlink()
     engine.loaded.clear()
-    again = AdapterRegistry(engine, settings)
+    again = AdapterRegistry(engine, settings, Metrics(max_names=10))
     await again.open()
     assert _live(again, "summary") is None
     async with watching(Intake(engine, again, settings), settings):

@@ -28,6 +28,7 @@ from app.errors import (
     Unavailable,
 )
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
 from app.versions.records import Record, Watched
 from softserve.schema.adapters import AdapterKind
 from tests.adapter_files import read_files, write_lora, write_soft_prompt
@@ -389,7 +390,7 @@ async def test_more_adapters_than_fit_are_loaded_when_asked_for(
     engine: FakeEngine, settings: Settings
 ) -> None:
     settings = settings.model_copy(update={"max_loaded_adapters": 1})
-    registry = AdapterRegistry(engine, settings)
+    registry = AdapterRegistry(engine, settings, Metrics(max_names=10))
     await registry.open()
     for text in "ab":
         async with registry.names.staging() as folder:
@@ -527,10 +528,10 @@ async def test_a_restart_changes_nothing(
     await publish("tone", "d", "soft_prompt")
     await registry.names.rollback("summary")
     with pytest.raises(StartError, match="another server uses the adapter store"):
-        await AdapterRegistry(engine, settings).open()
+        await AdapterRegistry(engine, settings, Metrics(max_names=10)).open()
     await registry.close()
     engine = FakeEngine()
-    again = AdapterRegistry(engine, settings)
+    again = AdapterRegistry(engine, settings, Metrics(max_names=10))
     await again.open()
     assert [_history(status) for status in again.names.list()] == ["c[b]a", "[d]"]
     assert engine.loads == []
@@ -549,7 +550,7 @@ async def test_what_is_damaged_in_the_store_is_listed(
     assert settings.adapter_store is not None
     (settings.adapter_store / "names" / "other.json").write_text("{")
     (settings.adapter_store / "versions" / _digest("b") / "adapter_config.json").unlink()
-    again = AdapterRegistry(engine, settings)
+    again = AdapterRegistry(engine, settings, Metrics(max_names=10))
     await again.open()
     other, summary = again.names.list()
     assert other.rejected == "its record in the store is damaged: add the adapter again"
@@ -570,7 +571,7 @@ async def test_what_is_damaged_in_the_store_is_listed(
 
 async def test_checking_needs_a_started_engine(settings: Settings) -> None:
     engine = FakeEngine()
-    registry = AdapterRegistry(engine, settings)
+    registry = AdapterRegistry(engine, settings, Metrics(max_names=10))
     await registry.open()
     with pytest.raises(EngineStarting):
         await Intake(engine, registry, settings).add_upload("summary", [])

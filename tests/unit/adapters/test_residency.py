@@ -11,6 +11,7 @@ import pytest
 from app.adapters.residency import Residency
 from app.engine.protocol import AdapterFiles
 from app.errors import AdapterRejected
+from app.telemetry.metrics import Metrics
 from softserve.schema.adapters import AdapterKind
 from tests.fake_engine import FakeEngine
 from tests.staged_versions import a_version, files_of
@@ -25,7 +26,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def residency(engine: FakeEngine) -> Residency:
-    return Residency(engine, CAPACITY)
+    return Residency(engine, CAPACITY, Metrics(max_names=10))
 
 
 Use = Callable[..., Coroutine[Any, Any, None]]

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +27,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 from app.adapters.roots import is_below
 from app.adapters.sources import HubRepository, LocalFolder, fetch_hub, resolve_source
 from app.errors import AdapterError, AdapterRejected, AdapterTooLarge, InvalidRequest
+from tests.threaded import in_thread
 
 
 @pytest.fixture
@@ -273,12 +273,8 @@ class _Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub_url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
+    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), _Hub)) as server:
         yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def _fetch(url: str, into: Path) -> str:

@@ -3,11 +3,7 @@
 import json
 import re
 import shutil
-import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli.main import cli
+from tests.unit.cli.recording import CONFIG, WEIGHTS, Server
 from tests.unit.cli.test_adapter_tables import (
     EFFECT,
     FIRST,
@@ -25,98 +22,9 @@ from tests.unit.cli.test_adapter_tables import (
     version,
 )
 
-CONFIG, WEIGHTS = b'{"peft_type": "LORA"}', bytes(range(256)) * 8
-KEPT_BYTES = 1 << 20
 NOT_FOUND = {
     "error": {"type": "adapter_not_found", "message": "no adapter is called 'x'", "param": "name"}
 }
-
-
-@dataclass(frozen=True)
-class Received:
-    """A request as the server sees it. Of a large body only the length is known."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    num_bytes: int
-    body: bytes
-
-    @property
-    def call(self) -> str:
-        return f"{self.method} {self.path}"
-
-    @property
-    def form(self) -> list[tuple[str, str | None, bytes]]:
-        """The field, the file name and the content of each part."""
-        boundary = self.headers["content-type"].partition("boundary=")[2].encode()
-        parts = self.body.split(b"--" + boundary)[1:-1]
-        return [_part(part.removeprefix(b"\r\n").removesuffix(b"\r\n")) for part in parts]
-
-
-def _part(part: bytes) -> tuple[str, str | None, bytes]:
-    head, _, content = part.partition(b"\r\n\r\n")
-    names = dict(re.findall(r'(\w+)="([^"]*)"', head.decode()))
-    return names["name"], names.get("filename"), content
-
-
-class Server(HTTPServer):
-    """Answers each method with what the test says, and records what it receives."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.received: list[Received] = []
-        self.answers: dict[str, tuple[int, Any]] = {}
-        self.before_answer: Callable[[], object] = lambda: None
-
-    @property
-    def calls(self) -> list[str]:
-        return [received.call for received in self.received]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def _answer(self) -> None:
-        num_bytes = left = int(self.headers.get("content-length", 0))
-        body = b""
-        while left:
-            chunk = self.rfile.read(min(left, 1 << 16))
-            left -= len(chunk)
-            body += chunk if num_bytes <= KEPT_BYTES else b""
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.received.append(Received(self.command, self.path, headers, num_bytes, body))
-        self.server.before_answer()
-        status, answer = self.server.answers[self.command]
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(b"" if answer is None else json.dumps(answer).encode())
-
-    do_GET = do_PUT = do_POST = do_DELETE = _answer  # noqa: N815
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with an adapter's files, and one more."""
-    folder = tmp_path / "trained"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_bytes(CONFIG)
-    (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
-    (folder / "README.md").write_text("how it was trained")
-    return folder
 
 
 def _run(server: Server | None, *arguments: str | Path, **environment: str) -> Result:
@@ -418,7 +326,7 @@ def test_the_admin_key(server: Server, command: list[str]) -> None:
 
 def test_an_admin_key_that_no_header_can_hold(server: Server) -> None:
     sentence = _refused(_run(server, "list", "--admin-key", "sec\nret"))
-    assert sentence == "the admin key has a line break or the like in it: remove it"
+    assert sentence == "the key has a line break or the like in it: remove it"
     assert server.received == []
 
 

@@ -86,6 +86,7 @@ def _run(absent: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ["serve", "--help"],
         ["quantize", "--out", "/no/such/folder/x"],
         ["evaluate", "--data", "x.jsonl", "--template", "x"],
+        ["key", "list", "--keys-file", "x.json"],
     ],
     ids=" ".join,
 )
@@ -111,6 +112,9 @@ def test_a_check_that_cannot_be_made_is_no_refusal(absent: str) -> None:
         ["template", "list"],
         ["template", "add", "x", str(ROOT / "templates/sentiment.yaml")],
         ["inspect", "The sky is"],
+        ["key", "list"],
+        ["key", "create", "x"],
+        ["key", "revoke", "x"],
     ],
     ids=lambda command: " ".join(command[:2]),
 )

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -15,6 +14,7 @@ from app.cli.main import COMMANDS, cli
 from app.settings import Settings
 from softserve import __version__
 from softserve.schema.inspection import InspectBody
+from tests.threaded import in_thread
 from tests.unit.cli.test_inspection_tables import ANSWER
 
 
@@ -50,13 +50,9 @@ def answers() -> Iterator[type[Answers]]:
     class Here(Answers):
         received: list[tuple[str, Any]] = []  # noqa: RUF012 (one server a class)
 
-    with HTTPServer(("127.0.0.1", 0), Here) as server:
+    with in_thread(HTTPServer(("127.0.0.1", 0), Here)) as server:
         Here.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
         yield Here
-        server.shutdown()
-        thread.join()
 
 
 def _inspect(answers: Any, *arguments: str) -> Result:

@@ -1,24 +1,15 @@
 """`softserve template` and `softserve evaluate` against the whole app on a fake engine."""
 
-import asyncio
 import json
-import socket
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-import structlog
-import uvicorn
 from typer.testing import CliRunner, Result
 
 from app.cli.main import cli
-from app.http.application import create_app
-from app.settings import Settings
-from tests.fake_engine import FakeEngine
+from tests.unit.cli.serving import served
 
 TIMEOUT_SECONDS = 20.0
 
@@ -39,46 +30,13 @@ examples:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A server with the template `mood`, in a thread of its own."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        socket.socket() as listener,
-        # The server's own log would be taken for what a command prints.
-        structlog.testing.capture_logs(),
-    ):
+    """A server with the template `mood`."""
+    with tempfile.TemporaryDirectory() as folder:
         templates = Path(folder, "templates")
         templates.mkdir()
         (templates / "mood.yaml").write_text(YAML)
-        settings = Settings(
-            adapter_store=Path(folder, "store"),
-            adapter_dir=Path(folder, "adapters"),
-            template_dir=templates,
-        )
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(settings, FakeEngine(), lambda error: None),
-                log_config=None,
-                ws="none",
-            )
-        )
-        thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        wait_until_ready(url)
-        yield url
-        server.should_exit = True
-        thread.join()
-
-
-def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        if httpx.get(f"{url}/health/ready", trust_env=False).is_success:
-            return
-        time.sleep(0.01)
-    raise AssertionError("the server is not ready")
+        with served(Path(folder)) as url:
+            yield url
 
 
 def run(url: str, *arguments: str | Path) -> Result:

@@ -2,6 +2,8 @@
 
     python tests/unit/engine/dora_in_vllm.py cpu|cuda float32|bfloat16|int8 eager|compiled|graph
 
+One more argument, `torch`, has a CPU not use what is compiled for it.
+
 It writes {batch: {module: error}} to stdout, and what of a batch without DoRA changed.
 """
 
@@ -29,6 +31,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.models.interfaces import SupportsLoRA
 
 from app.engine.plugin import cpu_lora, dora, int8
+from app.engine.plugin.lora_products import TorchProducts
 
 WIDTH, INNER, HEAD, RANK, NUM_SLOTS, NUM_TOKENS = 64, 96, 16, 8, 2, 6
 # By the adapter's own names of the modules: in, out.
@@ -77,7 +80,9 @@ class Model(nn.Module, SupportsLoRA):  # type: ignore[misc]
         self.router = ReplicatedLinear(WIDTH, 8, bias=True, **options)
 
 
-def main(device: str, precision: str, mode: str) -> None:
+def main(device: str, precision: str, mode: str, kernel: str | None = None) -> None:
+    if kernel == TorchProducts.name:
+        cpu_lora.best_products = TorchProducts
     for plugin in (cpu_lora, int8, dora):
         plugin.register()
     torch.set_default_dtype(DTYPES[precision])

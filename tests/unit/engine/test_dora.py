@@ -16,11 +16,12 @@ SCRIPT = Path(__file__).with_name("dora_in_vllm.py")
 TOLERANCES = {"float32": 1e-5, "int8": 1e-3}
 
 
+@pytest.mark.parametrize("kernel", [["torch"], []], ids=["torch", "the best there is"])
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_every_token_gets_its_own_magnitudes(precision: str) -> None:
+def test_every_token_gets_its_own_magnitudes(precision: str, kernel: list[str]) -> None:
     """Of all kinds of linear layers; slots are taken by one adapter after the other."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "cpu", precision, "eager"],
+        [sys.executable, str(SCRIPT), "cpu", precision, "eager", *kernel],
         capture_output=True,
         text=True,
         check=True,

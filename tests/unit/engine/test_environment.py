@@ -56,23 +56,26 @@ def test_what_the_operator_set_is_kept(variables: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "preloaded", "expected"),
+    ("tcmalloc", "libgomp", "preloaded", "expected"),
     [
-        (None, None, None),
-        (None, "other.so", "other.so"),
-        ("libtcmalloc.so", None, "libtcmalloc.so"),
-        ("libtcmalloc.so", "other.so", "libtcmalloc.so:other.so"),
-        ("libtcmalloc.so", "my/libtcmalloc.so", "my/libtcmalloc.so"),
+        (None, None, None, None),
+        (None, None, "other.so", "other.so"),
+        ("libtcmalloc.so", None, None, "libtcmalloc.so"),
+        ("libtcmalloc.so", "libgomp.so", "other.so", "libtcmalloc.so:libgomp.so:other.so"),
+        ("libtcmalloc.so", "libgomp.so", "my/libtcmalloc.so", "libgomp.so:my/libtcmalloc.so"),
+        ("libtcmalloc.so", "libgomp.so", "my/libgomp.so", "libtcmalloc.so:my/libgomp.so"),
     ],
 )
-def test_tcmalloc_is_preloaded_where_installed(
+def test_libraries_are_preloaded_where_installed(
     variables: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
-    installed: str | None,
+    tcmalloc: str | None,
+    libgomp: str | None,
     preloaded: str | None,
     expected: str | None,
 ) -> None:
-    monkeypatch.setattr(environment, "_find_tcmalloc", lambda: installed)
+    monkeypatch.setattr(environment, "_find_tcmalloc", lambda: tcmalloc)
+    monkeypatch.setattr(environment, "_find_libgomp", lambda: libgomp)
     if preloaded is not None:
         variables["LD_PRELOAD"] = preloaded
     prepare_cpu_environment(eager=False)
@@ -83,3 +86,9 @@ def test_tcmalloc_is_preloaded_where_installed(
 def test_eager_compiles_nothing(variables: dict[str, str], eager: bool) -> None:
     prepare_cpu_environment(eager=eager)
     assert variables.get("TORCH_COMPILE_DISABLE") == ("1" if eager else None)
+
+
+def test_torch_brings_the_libgomp_that_is_preloaded(variables: dict[str, str]) -> None:
+    prepare_cpu_environment(eager=True)
+    found = [Path(each) for each in variables["LD_PRELOAD"].split(":") if "libgomp" in each]
+    assert [each.is_file() for each in found] == [True]

@@ -1,6 +1,6 @@
 """What a name points to after each change; no disk, no engine."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -8,21 +8,29 @@ from functools import partial
 import pytest
 
 from app.engine.effect import Effect
-from app.errors import AdapterConflict, AdapterNotFound
+from app.errors import AdapterConflict, AdapterNotFound, InvalidRequest
 from app.versions.records import (
     Entry,
     Record,
     Watched,
     claimed,
     find_version,
+    find_weights,
     folder_gone,
     measured,
+    next_to_promote,
     older_version,
+    promoted,
     published,
+    put_beside,
     removed,
     restored,
     rolled_back,
+    shadowed,
+    shared,
 )
+from app.versions.shadows import Shadow
+from app.versions.splits import Split
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 NOT_FOUND = partial(AdapterNotFound, param="version")
@@ -62,6 +70,27 @@ def named(letters: str, source: str = "upload") -> Record:
     return publish(Record("summary"), letters, source=source)
 
 
+def beside(record: Record, letters: str, in_use: Collection[str] = "") -> Record:
+    """Put one version after the other beside the live one; three are kept."""
+    for letter in letters:
+        record = put_beside(
+            record,
+            entry(letter),
+            retention=3,
+            is_in_use={digest(each) for each in in_use}.__contains__,
+        )
+    return record
+
+
+def split(record: Record, letters: str) -> Record:
+    """Share a name among versions, each of the same weight."""
+    return shared(record, Split({digest(letter): 1 for letter in letters}))
+
+
+def with_shadow(record: Record, letter: str) -> Record:
+    return shadowed(record, Shadow(digest(letter), 10, NOW))
+
+
 def back(record: Record) -> Record:
     return rolled_back(record, older_version(record, CONFLICT))
 
@@ -79,7 +108,7 @@ EFFECT = Effect(0.25, changed=True)
 
 
 def test_the_effect_is_that_of_the_live_version() -> None:
-    record = measured(named("ab"), EFFECT)
+    record = measured(named("ab"), digest("b"), EFFECT)
     assert [entry.effect for entry in record.history] == [EFFECT, None]
     assert record.effect == EFFECT
     assert back(record).effect is None
@@ -87,7 +116,7 @@ def test_the_effect_is_that_of_the_live_version() -> None:
 
 
 def test_the_effect_stays_with_its_version() -> None:
-    record = publish(measured(named("a"), EFFECT), "b")
+    record = publish(measured(named("a"), digest("a"), EFFECT), "b")
     assert record.effect is None
     assert back(record).effect == EFFECT
     assert claimed(back(record), "upload", None).effect == EFFECT
@@ -249,3 +278,148 @@ def test_a_live_version_that_is_lost_is_told_of() -> None:
         f"its live version {digest('c')[:12]} is damaged in the store: add it again"
     )
     assert rolled_back(record, digest("b")).rejected is None
+
+
+# Several versions at once.
+
+
+TRIED = with_shadow(split(beside(named("a"), "bc"), "ab"), "c")
+
+
+def test_what_is_put_beside_the_live_version_is_not_live() -> None:
+    record = beside(named("ab"), "c")
+    assert shown(record) == "c[b]a"
+    assert shown(back(record)) == "cb[a]"
+    assert shown(beside(record, "a")) == "ac[b]"
+
+
+def test_what_is_put_beside_trims_what_nothing_runs_on() -> None:
+    assert shown(beside(named("ab"), "cd")) == "dc[b]"
+    assert shown(beside(named("ab"), "cdefg", in_use="a")) == "gfe[b]a"
+    assert shown(beside(TRIED, "defg")) == "gfecb[a]"
+
+
+def test_requests_run_on_the_live_version_on_those_of_a_split_and_on_the_shadow() -> None:
+    assert named("ab").served == {digest("b")}
+    assert TRIED.served == {digest("a"), digest("b"), digest("c")}
+    assert Record("summary").served == frozenset()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        partial(publish, letters="d"),
+        partial(rolled_back, digest=digest("a")),
+        partial(promoted, digest=digest("b")),
+        partial(promoted, digest=digest("a")),
+        removed,
+        lambda record: folder_gone(claimed_by_the_folder(record)),
+    ],
+)
+def test_what_changes_the_live_version_ends_split_and_shadow(
+    change: Callable[[Record], Record],
+) -> None:
+    record = change(TRIED)
+    assert (record.split, record.shadow) == (None, None)
+
+
+def claimed_by_the_folder(record: Record) -> Record:
+    history = tuple(replace(entry, source="adapter_dir") for entry in record.history)
+    return replace(record, history=history)
+
+
+def test_a_rollback_after_a_promotion_goes_to_what_was_live_before() -> None:
+    record = promoted(beside(named("ab"), "c"), digest("c"))
+    assert shown(record) == "[c]ba"
+    record = promoted(named("abc"), digest("a"))
+    assert (shown(record), shown(back(record))) == ("[a]cb", "a[c]b")
+
+
+def test_the_other_version_of_a_split_is_the_next_to_promote() -> None:
+    assert next_to_promote(TRIED, CONFLICT) == digest("b")
+    assert next_to_promote(replace(TRIED, split=None), CONFLICT) == digest("c")
+
+
+@pytest.mark.parametrize(
+    ("record", "number"),
+    [(named("ab"), "no version"), (split(named("abc"), "abc"), "several versions")],
+)
+def test_no_next_to_promote(record: Record, number: str) -> None:
+    with pytest.raises(AdapterConflict) as raised:
+        next_to_promote(record, CONFLICT)
+    assert raised.value.message.startswith(
+        f"summary has {number} beside the live one in a split: name the one to promote in version"
+    )
+
+
+LETTERS = Record(
+    "summary",
+    live="aa" * 32,
+    history=tuple(Entry(letter * 64, NOW, "upload") for letter in "cba"),
+)
+
+
+def test_the_versions_of_a_split_by_their_first_digits() -> None:
+    weights = find_weights(LETTERS, {"aaaaaa": 90, "b" * 64: 10}, NOT_FOUND)
+    assert weights == {"a" * 64: 90, "b" * 64: 10}
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [
+        ({"aaaaaa": 1, "aaaaaaa": 1}, "two of versions are the same: give each version once"),
+        (
+            {"aaaaaa": 1},
+            (
+                "a split is among several versions: name another of summary besides; it has "
+                "cccccccccccc, bbbbbbbbbbbb, aaaaaaaaaaaa"
+            ),
+        ),
+        ({}, "a split is among several versions"),
+        (
+            {"bbbbbb": 1, "cccccc": 1},
+            (
+                "a split of summary has its live version, aaaaaaaaaaaa, which a rollback goes back "
+                "to: give it a weight, or promote another version first"
+            ),
+        ),
+    ],
+)
+def test_no_split(versions: dict[str, int], message: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        find_weights(LETTERS, versions, NOT_FOUND)
+    assert raised.value.message.startswith(message)
+    assert raised.value.param == "versions"
+
+
+def test_a_split_with_an_unknown_version() -> None:
+    with pytest.raises(AdapterNotFound, match="summary has no version dddddd"):
+        find_weights(LETTERS, {"aaaaaa": 1, "dddddd": 1}, NOT_FOUND)
+
+
+def test_a_name_that_is_not_served_has_no_split() -> None:
+    with pytest.raises(InvalidRequest, match="has its live version, which a rollback goes back to"):
+        find_weights(replace(LETTERS, live=None), {"aaaaaa": 1, "bbbbbb": 1}, NOT_FOUND)
+
+
+@pytest.mark.parametrize("lost", "bc")
+def test_a_version_that_is_lost_ends_split_and_shadow(lost: str) -> None:
+    record = restored(TRIED, lambda each: each != digest(lost))
+    assert (record.live, record.split, record.shadow) == (digest("a"), None, None)
+    assert record.rejected == (
+        f"{digest(lost)[:12]}, which had a part of its requests, is damaged in the store: its live "
+        "version serves alone; add the other again"
+    )
+    assert beside(record, lost).rejected is None
+
+
+def test_a_live_version_that_is_lost_ends_split_and_shadow() -> None:
+    record = restored(TRIED, lambda each: each != digest("a"))
+    assert (record.live, record.split, record.shadow) == (None, None, None)
+    assert record.rejected == (
+        f"its live version {digest('a')[:12]} is damaged in the store: add it again"
+    )
+
+
+def test_what_is_whole_stays_shared() -> None:
+    assert restored(TRIED, lambda _: True) == TRIED

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from app.settings import Settings
 from app.versions import store as store_module
 from app.versions.location import store_folder
 from app.versions.records import Entry, Record, Watched, measured
+from app.versions.shadows import Shadow
+from app.versions.splits import Split
 from app.versions.store import Store
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 from tests.staged_versions import a_version, adapter_store, stage, text_of
@@ -76,13 +79,24 @@ def test_what_was_saved_is_there_again(store: Store[AdapterVersion]) -> None:
 def test_an_effect_is_kept(store: Store[AdapterVersion]) -> None:
     effect = Effect(0.1 + 0.2, changed=True)
     new, old = _add(store, "new"), _add(store, "old")
-    store.save(measured(_record("a", new, old), effect))
+    store.save(measured(_record("a", new, old), new.digest, effect))
     assert [entry.effect for entry in _reopened(store).records["a"].history] == [effect, None]
+
+
+def test_split_and_shadow_are_kept(store: Store[AdapterVersion]) -> None:
+    new, old = _add(store, "new"), _add(store, "old")
+    record = replace(
+        _record("a", new, old),
+        split=Split({new.digest: 90, old.digest: 10}, "session"),
+        shadow=Shadow(old.digest, 0.5, datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)),
+    )
+    store.save(record)
+    assert _reopened(store).records == {"a": record}
 
 
 def test_a_record_of_an_older_server_has_no_effects(store: Store[AdapterVersion]) -> None:
     record = _record("a", _add(store, "a"))
-    store.save(measured(record, Effect(0.5, changed=True)))
+    store.save(measured(record, record.digests[0], Effect(0.5, changed=True)))
     file = store._folder / "names" / "a.json"
     saved = json.loads(file.read_bytes())
     del saved["history"][0]["effect"]
@@ -225,7 +239,7 @@ def test_a_damaged_old_version_only_leaves_the_history(store: Store[AdapterVersi
 
 
 def test_a_thousand_adapters(store: Store[AdapterVersion], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_sync", lambda path: None)
+    monkeypatch.setattr(store_module, "sync", lambda path: None)
     for number in range(1000):
         store.save(_record(f"adapter-{number}", _add(store, str(number))))
     store.close()

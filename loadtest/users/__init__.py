@@ -1,0 +1,1 @@
+"""Who asks, for what, and whether the answer is the right one."""

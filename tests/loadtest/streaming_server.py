@@ -1,0 +1,84 @@
+"""A small server that streams as softserve and as vLLM's do: one word a token, no model.
+
+It appends every request to the file `--record`, as [path, prompt, tokens asked for]. Of a
+completion it generates `--short-by` tokens fewer than it was asked for.
+"""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+SECONDS_PER_EVENT = 0.001
+
+Event = dict[str, Any]
+
+
+def softserve_events(num_prompt_tokens: int, num_new_tokens: int) -> Iterator[Event]:
+    for _ in range(num_new_tokens):
+        yield {"prompt_index": 0, "index": 0, "text": " word"}
+    usage = {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_new_tokens}
+    yield {"text": "", "finish_reason": "length", "usage": usage}
+
+
+def vllm_events(num_prompt_tokens: int, num_new_tokens: int) -> Iterator[Event]:
+    for _ in range(num_new_tokens):
+        yield {"choices": [{"index": 0, "text": " word"}], "usage": None}
+    usage = {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_new_tokens}
+    yield {"choices": [], "usage": usage}
+
+
+async def generate(record: Path, short_by: int, request: web.Request) -> web.StreamResponse:
+    body = await request.json()
+    note(record, request.path, body["prompt"], body["max_new_tokens"])
+    num_new_tokens = body["max_new_tokens"] - short_by
+    return await stream(request, softserve_events(len(body["prompt"].split()), num_new_tokens))
+
+
+async def complete(record: Path, short_by: int, request: web.Request) -> web.StreamResponse:
+    body = await request.json()
+    note(record, request.path, body["prompt"], body["max_tokens"])
+    num_new_tokens = body["max_tokens"] - short_by
+    return await stream(request, vllm_events(len(body["prompt"].split()), num_new_tokens))
+
+
+def note(record: Path, *request: object) -> None:
+    with record.open("a") as file:
+        file.write(json.dumps(request) + "\n")
+
+
+async def stream(request: web.Request, events: Iterable[Event]) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    for event in events:
+        await asyncio.sleep(SECONDS_PER_EVENT)
+        await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def health(request: web.Request) -> web.Response:
+    return web.Response()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--short-by", type=int, default=0)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    arguments = parser.parse_args()
+    app = web.Application()
+    app.router.add_get("/health", health)
+    for path, handler in {"/generate": generate, "/v1/completions": complete}.items():
+        app.router.add_post(path, partial(handler, arguments.record, arguments.short_by))
+    web.run_app(app, host=arguments.host, port=arguments.port, print=None)
+
+
+if __name__ == "__main__":
+    main()
