@@ -24,7 +24,7 @@ from app.engine.model.find import find_model
 from app.errors import SoftserveError
 from app.settings import Settings
 from loadtest.servers import HOST, SOFTSERVE, ServerFailed, running
-from softserve.client import Call, Client
+from softserve.client import Client
 from softserve.schema.server import ModelInfo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +107,7 @@ def own_server(num_loras: int, num_soft_prompts: int) -> Iterator[list[str]]:
             url = f"http://{HOST}:{server.port}"
             arguments = ["--host", url, "--swap-files", ",".join(swap_files)]
             with Client(url, os.environ.get("SOFTSERVE_API_KEY")) as client:
-                precision = client.send(Call("GET", "/info", ModelInfo)).weights.precision
+                precision = client.info().weights.precision
             # Only there is a text the same in any batch.
             yield (
                 [*arguments, "--check-texts", COMPARED_SHARE] if precision == "fp32" else arguments

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,18 +21,17 @@ from rich.progress import (
 from rich.status import Status
 from typer.core import TyperGroup
 
-from app.cli.adapter_tables import facts_of, kind_of, print_adapter, print_adapters, shown_version
+from app.cli.adapter_tables import adapters_view, facts_of, kind_of, print_adapter, shown_version
 from app.cli.canary import Live, add_commands, beside
-from app.cli.connection import DEFAULT_URL, Family, Key, Url, Version, connected
-from app.cli.console import fail, missing_package
+from app.cli.connection import DEFAULT_URL, Json, Key, Url, Version, connected, print_json
+from app.cli.console import fail, missing_package, stdout
 from app.cli.late import LateCommand
-from softserve.client import PATIENT, Call, Client, ClientError, upload
-from softserve.schema.adapters import ADAPTER_FILES, AdapterList, AdapterOut
+from app.cli.name_tables import All
+from app.cli.watching import Watch, watch
+from softserve.client import Client, NotFound
+from softserve.schema.adapters import AdapterOut
 from softserve.schema.checks import EXIT_CODES
 from softserve.schema.versions import short
-
-ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
-ADAPTERS = Family("an adapter", "/adapters", AdapterOut)
 
 Name = Annotated[str, typer.Argument(help="The adapter's name.")]
 # Of what is added, or checked as if it were.
@@ -70,19 +69,38 @@ cli = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
 
 
 @cli.command("list")
-def list_adapters(url: Url = DEFAULT_URL, key: Key = None) -> None:
+def list_adapters(
+    with_retired: All = False,
+    watched: Watch = False,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
     """List the adapters."""
+    console = stdout()
+
+    def view() -> RenderableType:
+        adapters = client.adapters.list().adapters
+        return adapters_view(adapters, console, with_retired=with_retired)
+
     with connected(url, key) as client:
-        answer = client.send(Call("GET", ADAPTERS.path, AdapterList))
-    print_adapters(answer.adapters)
+        if as_json:
+            print_json(client.adapters.list())
+        elif watched:
+            watch(view, console)
+        else:
+            console.print(view())
 
 
 @cli.command()
-def show(name: Name, url: Url = DEFAULT_URL, key: Key = None) -> None:
+def show(name: Name, as_json: Json = False, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Show one adapter and its versions, newest first."""
     with connected(url, key) as client:
-        answer = client.send(ADAPTERS.show(name))
-    print_adapter(answer)
+        answer = client.adapters.show(name)
+    if as_json:
+        print_json(answer)
+    else:
+        print_adapter(answer)
 
 
 @cli.command()
@@ -101,21 +119,28 @@ def add(
     force: Force = False,
     task: Task = None,
     live: Live = True,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
     """Add an adapter, or a new version of one: it is checked, loaded, and then live."""
-    path, files = ADAPTERS.path_of(name) + ("" if live else "?live=false"), _files_here(source)
-    if files and revision is not None:
-        raise fail(
-            f"{source} is on this machine and only a hub id has revisions: leave --revision out"
-        )
+    here = Path(source).expanduser()
+    options: dict[str, Any] = {"force": force, "task": task, "live": live}
     with connected(url, key) as client:
-        before = _find(client, name)
-        if files:
-            after = _upload(client, path, files, force=force, task=task)
+        if not _exists(here):
+            before = _find(client, name)
+            with _status("the server fetches, checks and loads it"):
+                after = client.adapters.add(name, source, revision=revision, **options)
+        elif revision is None:
+            before = _find(client, name)
+            after = _upload(client, name, here, **options)
         else:
-            after = _name_source(client, path, source, revision, force=force, task=task)
+            raise fail(
+                f"{source} is on this machine and only a hub id has revisions: leave --revision out"
+            )
+    if as_json:
+        print_json(after)
+        return
     new = after.versions[0]
     if not live and new.version != after.live:
         typer.echo("\n".join([beside("adapter", after, new.version), *facts_of(new)]))
@@ -124,87 +149,55 @@ def add(
 
 
 @cli.command()
-def rollback(name: Name, version: Version = None, url: Url = DEFAULT_URL, key: Key = None) -> None:
+def rollback(
+    name: Name,
+    version: Version = None,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
     """Make an older version live again."""
     with connected(url, key) as client:
         before = _find(client, name)
         with _status("the server loads it"):
-            after = client.send(ADAPTERS.rollback(name, version))
+            after = client.adapters.rollback(name, version)
+    if as_json:
+        print_json(after)
+        return
     typer.echo("\n".join([_rolled_back(before, after), *facts_of(shown_version(after))]))
 
 
 @cli.command()
 def remove(name: Name, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Remove an adapter with its versions, once the requests that use it have ended."""
-    call = ADAPTERS.remove(name)
     with (
         connected(url, key) as client,
         _status("waiting for the requests that use it to end"),
     ):
-        client.send(call)
+        client.adapters.remove(name)
     typer.echo(f"{name} is removed.")
 
 
-add_commands(cli, ADAPTERS)
+add_commands(cli, lambda client: client.adapters)
 
 
-def _files_here(source: str) -> list[Path]:
-    """The files to upload, none if there is no such source on this machine."""
-    path = Path(source).expanduser()
+def _exists(path: Path) -> bool:
     try:
-        if path.is_dir():
-            return _files_in(path)
-        if not path.exists():
-            return []
+        return path.exists()
     except OSError as error:
-        raise _unreadable(path, error) from None
-    if not path.name.lower().endswith(ARCHIVES):
-        raise fail(
-            f"{path} is neither a folder nor a .tar.gz, .tgz, .tar or .zip: give the folder that "
-            "PEFT's save_pretrained wrote, or an archive of it"
-        )
-    return [path]
-
-
-def _files_in(folder: Path) -> list[Path]:
-    if not (missing := _missing(folder)):
-        return [folder / name for name in ADAPTER_FILES]
-    # Where nothing is on top, as PEFT saves a named adapter.
-    below = [] if len(missing) < len(ADAPTER_FILES) else _folders_with_both_files(folder)
-    if len(below) == 1:
-        return [below[0] / name for name in ADAPTER_FILES]
-    advice = "give the folder that PEFT's save_pretrained wrote, with safe_serialization=True"
-    if below:
-        advice = f"give one of {', '.join(map(str, below))}"
-    raise fail(f"{folder} has no {' and no '.join(missing)}: {advice}")
-
-
-def _missing(folder: Path) -> list[str]:
-    return [name for name in ADAPTER_FILES if not (folder / name).is_file()]
-
-
-def _folders_with_both_files(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.iterdir() if each.is_dir() and not _missing(each))
-
-
-def _unreadable(path: Path | str, error: OSError) -> typer.Exit:
-    return fail(f"{path} cannot be read ({error.strerror}): check the path")
+        raise fail(f"{path} cannot be read ({error.strerror}): check the path") from None
 
 
 def _find(client: Client, name: str) -> AdapterOut | None:
     """What the server has by that name now."""
     try:
-        return client.send(ADAPTERS.show(name))
-    except ClientError as error:
-        if error.type == "adapter_not_found":
-            return None
-        raise
+        return client.adapters.show(name)
+    except NotFound:
+        return None
 
 
-def _upload(
-    client: Client, path: str, files: list[Path], *, force: bool, task: int | None
-) -> AdapterOut:
-    """Send the files with a progress bar each, then show that the server works on them."""
+def _upload(client: Client, name: str, source: Path, **options: Any) -> AdapterOut:
+    """Send the files with a progress bar, then show that the server works on them."""
     console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
@@ -217,45 +210,18 @@ def _upload(
         disable=not console.is_terminal,
     )
     checking = console.status("the server checks and loads it")
+    task = progress.add_task(source.name, total=None)
 
-    def on_sent() -> None:
-        progress.stop()
-        checking.start()
+    def show(num_sent: int, num_all: int) -> None:
+        progress.update(task, completed=num_sent, total=num_all)
+        if num_sent == num_all:
+            progress.stop()
+            checking.start()
 
-    try:
-        with ExitStack() as stack:
-            stack.callback(checking.stop)
-            stack.enter_context(progress)
-            opened = {
-                file.name: stack.enter_context(progress.open(file, "rb", description=file.name))
-                for file in files
-            }
-            fields = {"force": "true"} if force else {}
-            if task is not None:
-                fields["task"] = str(task)
-            return client.send(upload(path, opened, fields, AdapterOut, on_sent))
-    except OSError as error:
-        raise _unreadable(error.filename or files[0], error) from None
-
-
-def _name_source(
-    client: Client,
-    path: str,
-    source: str,
-    revision: str | None,
-    *,
-    force: bool,
-    task: int | None,
-) -> AdapterOut:
-    body: dict[str, Any] = {"source": source}
-    if revision is not None:
-        body["revision"] = revision
-    if force:
-        body["force"] = True
-    if task is not None:
-        body["task"] = task
-    with _status("the server fetches, checks and loads it"):
-        return client.send(Call("PUT", path, AdapterOut, body, PATIENT))
+    with ExitStack() as stack:
+        stack.callback(checking.stop)
+        stack.enter_context(progress)
+        return client.adapters.upload(name, source, on_progress=show, **options)
 
 
 def _status(doing: str) -> Status:

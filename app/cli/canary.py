@@ -1,19 +1,19 @@
 """`split`, `promote` and `shadow`: versions that are tried, of adapters and of templates alike."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
 
 import typer
 
-from app.cli.connection import DEFAULT_URL, Family, Key, Url, Version, connected
+from app.cli.connection import DEFAULT_URL, Json, Key, Url, Version, connected, print_json
 from app.cli.console import fail
-from softserve.client import PATIENT, Call
+from softserve.client import Client
+from softserve.client.connection import Connection
+from softserve.client.operations import Names
 from softserve.schema.versions import NameFields, ShadowOut, SplitFields, SplitOut, Sticky, short
 
 SHARE = re.compile(r"([0-9a-f]+)=([0-9]+)")
-
-Named = TypeVar("Named", bound=NameFields)
 
 Name = Annotated[str, typer.Argument(help="Its name.")]
 Live = Annotated[
@@ -25,14 +25,18 @@ Live = Annotated[
 ]
 
 
-def add_commands(cli: typer.Typer, family: Family[Named]) -> None:
+# The adapters, or the templates, of a server.
+Family = Callable[[Client], Names[Connection, Any]]
+
+
+def add_commands(cli: typer.Typer, family: Family) -> None:
     """Add them to the commands of a family."""
 
-    def post(name: str, action: str, body: Mapping[str, object], key: str | None, url: str) -> None:
-        call = Call("POST", f"{family.path_of(name)}/{action}", family.answer_type, body, PATIENT)
-        with connected(url, key) as client:
-            answer = client.send(call)
-        typer.echo("\n".join([_live(answer), *tried(answer)]))
+    def tell(answer: NameFields, *, as_json: bool) -> None:
+        if as_json:
+            print_json(answer)
+        else:
+            typer.echo("\n".join([_live(answer), *tried(answer)]))
 
     @cli.command()
     def split(
@@ -43,20 +47,26 @@ def add_commands(cli: typer.Typer, family: Family[Named]) -> None:
         sticky: Annotated[
             Sticky, typer.Option(help=SplitFields.model_fields["sticky"].description)
         ] = "none",
+        as_json: Json = False,
         url: Url = DEFAULT_URL,
         key: Key = None,
     ) -> None:
         """Share its requests among versions, by weight; `promote` or `rollback` ends it."""
-        body = {"versions": _weights(versions), "sticky": sticky}
-        post(name, "split", body, key, url)
+        weights = _weights(versions)
+        with connected(url, key) as client:
+            tell(family(client).split(name, weights, sticky=sticky), as_json=as_json)
 
     @cli.command()
     def promote(
-        name: Name, version: Version = None, url: Url = DEFAULT_URL, key: Key = None
+        name: Name,
+        version: Version = None,
+        as_json: Json = False,
+        url: Url = DEFAULT_URL,
+        key: Key = None,
     ) -> None:
         """Make the version live that was tried, in a split or as a shadow."""
-        body = {} if version is None else {"version": version}
-        post(name, "promote", body, key, url)
+        with connected(url, key) as client:
+            tell(family(client).promote(name, version), as_json=as_json)
 
     @cli.command()
     def shadow(
@@ -68,18 +78,23 @@ def add_commands(cli: typer.Typer, family: Family[Named]) -> None:
             float, typer.Option(help="Of the requests that the live version answers.")
         ] = 10.0,
         end: Annotated[bool, typer.Option("--end", help="Have none any more.")] = False,
+        as_json: Json = False,
         url: Url = DEFAULT_URL,
         key: Key = None,
     ) -> None:
         """Run copies of requests on a version, and compare them; nobody gets their answers."""
         if end == (version is not None):
             raise fail("give the version that gets copies of requests, or --end")
-        if version is not None:
-            post(name, "shadow", {"version": version, "percent": percent}, key, url)
-            return
         with connected(url, key) as client:
-            client.send(Call("DELETE", f"{family.path_of(name)}/shadow", family.answer_type))
-        typer.echo(f"{name} has no shadow.")
+            if version is not None:
+                answer = family(client).shadow(name, version, percent=percent)
+                tell(answer, as_json=as_json)
+                return
+            answer = family(client).end_shadow(name)
+        if as_json:
+            print_json(answer)
+        else:
+            typer.echo(f"{name} has no shadow.")
 
 
 def tried(name: NameFields) -> Iterator[str]:

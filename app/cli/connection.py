@@ -1,16 +1,15 @@
-"""Which server the commands talk to, and what they ask of adapters and of templates alike."""
+"""Which server the commands talk to, and what they have alike."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Generic
+from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
 from app.cli.console import fail
-from softserve.client import PATIENT, Answer, Call, Client, ClientError, Nothing
-from softserve.schema.fields import name_refusal
+from softserve.client import Client, ClientError
 from softserve.schema.versions import RollbackBody
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -38,37 +37,22 @@ Version = Annotated[
     str | None,
     typer.Option(help=RollbackBody.model_fields["version"].description),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON, for programs.")]
 
 
 @contextmanager
 def connected(url: str, key: str | None = None) -> Iterator[Client]:
-    """A client of the server. A `ClientError` ends the command with its sentence."""
+    """A client of the server. A `ClientError` ends the command with its sentence.
+
+    Nothing is tried again: who waits at a terminal is told at once.
+    """
     try:
-        with Client(url, key) as client:
+        with Client(url, key, timeout_seconds=None, retry_seconds=0) as client:
             yield client
     except ClientError as error:
         raise fail(str(error)) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Family(Generic[Answer]):
-    """Adapters, or templates: what has a name and versions is asked for alike."""
-
-    what: str
-    path: str
-    answer_type: type[Answer]
-
-    def path_of(self, name: str) -> str:
-        if refusal := name_refusal(self.what, name):
-            raise fail(refusal)
-        return f"{self.path}/{name}"
-
-    def show(self, name: str) -> Call[Answer]:
-        return Call("GET", self.path_of(name), self.answer_type)
-
-    def rollback(self, name: str, version: str | None) -> Call[Answer]:
-        body = {} if version is None else {"version": version}
-        return Call("POST", f"{self.path_of(name)}/rollback", self.answer_type, body, PATIENT)
-
-    def remove(self, name: str) -> Call[Nothing]:
-        return Call("DELETE", self.path_of(name), Nothing, timeout_seconds=PATIENT)
+def print_json(answer: BaseModel) -> None:
+    """As the server sent it."""
+    typer.echo(answer.model_dump_json(indent=2, exclude_unset=True))

@@ -1,8 +1,9 @@
 """`softserve evaluate`: every variant of a prompt over a file of data, through a running server."""
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,27 +13,33 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli.adapters import ADAPTERS
-from app.cli.connection import DEFAULT_URL, Key, Url, connected
+from app.cli.connection import DEFAULT_URL, Json, Key, Url, connected
 from app.cli.console import fail
 from app.cli.evaluation_tables import print_comparison
-from app.cli.templates import TEMPLATES, body_of, template_in
+from app.cli.options import flag, value_of
+from app.cli.templates import template_in
 from app.evaluation.comparison import compare
 from app.evaluation.data import Row, read_rows, sort_out
 from app.evaluation.measures import METRICS, EvaluationError, no_metric
 from app.evaluation.report import Sample, html_report
 from app.evaluation.runner import Answered, Question, ask_all
-from app.evaluation.variants import NO_ADAPTER, Variant, combine, key_of, name_of
-from softserve.client import PATIENT, AsyncClient, Call, Client, ClientError
-from softserve.schema.icl import IclGenerateAnswer
-from softserve.schema.server import ModelInfo
+from app.evaluation.variants import Variant, combine, is_random, key_of, name_of
+from softserve.client import AsyncClient, Client, ClientError, InvalidRequest
+from softserve.schema.controls import AdapterChoice
+from softserve.schema.icl import RenderBody
 from softserve.schema.templates import OUTPUT, Template
 from softserve.schema.versions import short
 
-BUSY = ("server_full", "engine_starting")
-# What is wrong with one row may be right with the next.
-OF_A_ROW = ("context_window_exceeded", "invalid_request")
-BUSY_PAUSE_SECONDS = 1.0
+# A busy server is asked again; so is one that starts anew.
+RETRY_SECONDS = 600.0
+NO_ADAPTER = "none"
+ADAPTER_FIELDS = frozenset(AdapterChoice.model_fields)
+# How a row is asked is no control, and how many completions it has say --samples.
+CONTROLS = {
+    name: field
+    for name, field in RenderBody.model_fields.items()
+    if name not in ("template", "inputs", "examples", "shots", "n")
+}
 NUM_SAMPLES = 8
 MAX_LEFT_OUT_SHOWN = 10
 
@@ -58,9 +65,23 @@ def evaluate(
         str | None,
         typer.Option(help="Adapters, none for the base model; else the template's: none,A."),
     ] = None,
+    soft_prompt: Annotated[
+        str | None, typer.Option(help="Soft prompts; else the template's: none,A.")
+    ] = None,
     temperature: Annotated[
         str | None, typer.Option(help="Temperatures; else the template's: 0,0.7.")
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONTROL=A,B",
+            help="Any other control, as top_k=1,40; a list in JSON where a value has a comma. "
+            "May be repeated.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Completions a row, of variants that sample.")
+    ] = 1,
     metrics: Annotated[str, typer.Option(help=f"Any of {','.join(METRICS)}.")] = "rouge,bleu,exact",
     limit: Annotated[int | None, typer.Option(min=1, help="Rows to use, from the first.")] = None,
     reference: Annotated[str, typer.Option(help="The field with the reference.")] = OUTPUT,
@@ -70,6 +91,7 @@ def evaluate(
         Path, typer.Option(help="Answers, written as they come; those there are not asked again.")
     ] = Path("evaluation.jsonl"),
     out: Annotated[Path | None, typer.Option(help="An HTML report.")] = None,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
@@ -77,14 +99,13 @@ def evaluate(
         metric_names = _metrics(metrics)
         with connected(url, key) as client:
             templates = {_stem(each): _find_template(client, each) for each in _list(template)}
-            adapters = [_pinned_adapter(client, each) for each in _list(adapter)]
-            model = client.send(Call("GET", "/info", ModelInfo)).model
-        variants = combine(
-            list(templates),
-            [_shots(each) for each in _list(shots)],
-            adapters or [None],
-            [_temperature(each) for each in _list(temperature)] or [None],
-        )
+            given = {"adapter": adapter, "soft_prompt": soft_prompt, "temperature": temperature}
+            varied = _varied(given, vary or [])
+            for name in ADAPTER_FIELDS & varied.keys():
+                varied[name] = [_pinned_adapter(client, each) for each in varied[name]]
+            model = client.info().model
+        variants = combine(list(templates), {"shots": list(map(_shots, _list(shots))), **varied})
+        _check_samples(samples, variants, templates)
         variables = {each for it in templates.values() for each in it.template.input_variables}
         rows, left_out = sort_out(read_rows(data, limit), sorted(variables), reference)
         references = [row.fields[reference] for row in rows]
@@ -92,7 +113,8 @@ def evaluate(
         def question(variant: Variant, row: Row) -> Question:
             pinned = templates[variant.template]
             inputs = row.inputs(pinned.template.input_variables)
-            body = variant.body(inputs, seed) | {"template": pinned.in_request}
+            own = pinned.template.sampling_given()
+            body = variant.body(inputs, own, seed, samples) | {"template": pinned.in_request}
             return Question(key_of(model, body, row.fields[reference]), body, row.line)
 
         questions = [[question(variant, row) for row in rows] for variant in variants]
@@ -100,7 +122,10 @@ def evaluate(
         _tell_left_out(left_out | _skipped(questions, answers))
         names = [name_of(variant, variants) for variant in variants]
         comparison = compare(names, answers, references, metric_names, seed)
-        print_comparison(comparison)
+        if as_json:
+            typer.echo(json.dumps(asdict(comparison), indent=2, ensure_ascii=False))
+        else:
+            print_comparison(comparison)
         if out is not None:
             title = f"{template} on {data.name}, {model}"
             _write(out, html_report(comparison, _samples(questions[0], references, answers), title))
@@ -124,7 +149,13 @@ async def _ask_all(
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    async with AsyncClient(url, key, max_connections=concurrency) as client:
+    async with AsyncClient(
+        url,
+        key,
+        timeout_seconds=None,
+        retry_seconds=RETRY_SECONDS,
+        max_connections=concurrency,
+    ) as client:
         with progress:
             task = progress.add_task("asking", total=len(flat))
             answers = await ask_all(
@@ -134,22 +165,16 @@ async def _ask_all(
 
 
 async def _ask(client: AsyncClient, question: Question) -> Answered:
-    """One answer. A server that is busy is asked again."""
-    call = Call("POST", "/icl/generate", IclGenerateAnswer, question.body, PATIENT)
-    while True:
-        try:
-            answer = await client.send(call)
-            break
-        except ClientError as error:
-            if error.type in OF_A_ROW:
-                return Answered(question.key, skipped=str(error))
-            if error.type not in BUSY:
-                raise
-            await asyncio.sleep(BUSY_PAUSE_SECONDS)
+    """One answer."""
+    try:
+        answer = await client.icl(**question.body)
+    # What is wrong with one row may be right with the next.
+    except InvalidRequest as error:
+        return Answered(question.key, [], skipped=str(error))
     (prompt,) = answer.prompts
     return Answered(
         key=question.key,
-        completion=answer.completions[0].text,
+        completions=[completion.text for completion in answer.completions],
         label=None if prompt.classification is None else prompt.classification.best,
         prompt_tokens=answer.usage.prompt_tokens,
         completion_tokens=answer.usage.completion_tokens,
@@ -183,13 +208,25 @@ def _samples(
     """The first rows, with the inputs of the first variant."""
     rows = zip(questions, references, zip(*answers, strict=True), strict=True)
     return [
-        Sample(question.body["inputs"], reference, [answer.completion for answer in of_row])
+        Sample(
+            question.body["inputs"],
+            reference,
+            ["\n—\n".join(answer.completions) for answer in of_row],
+        )
         for question, reference, of_row in islice(rows, NUM_SAMPLES)
     ]
 
 
-def _list(text: str | None) -> list[str]:
-    return [each.strip() for each in (text or "").split(",") if each.strip()]
+def _list(text: str) -> list[str]:
+    """What stands between commas, or the items of a list in JSON, each as it is written."""
+    if text.startswith("["):
+        try:
+            return [
+                each if isinstance(each, str) else json.dumps(each) for each in json.loads(text)
+            ]
+        except ValueError as error:
+            raise EvaluationError(f"{text} is no list in JSON ({error})") from None
+    return [each.strip() for each in text.split(",") if each.strip()]
 
 
 def _metrics(text: str) -> list[str]:
@@ -208,11 +245,49 @@ def _shots(text: str) -> int | str:
     raise EvaluationError(f"--shots has {text!r}: give numbers, or auto")
 
 
-def _temperature(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise EvaluationError(f"--temperature has {text!r}: give numbers") from None
+def _varied(given: Mapping[str, str | None], vary: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each control, from the options of its own and from --vary."""
+    texts = {name: (flag(name), text) for name, text in given.items() if text is not None}
+    for each in vary:
+        name, equals, text = each.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in CONTROLS:
+            raise EvaluationError(
+                f"--vary has {each!r}: write CONTROL=A,B, with one of {', '.join(CONTROLS)}"
+            )
+        if name in texts:
+            raise EvaluationError(f"{name} is varied twice: give all its values at once")
+        texts[name] = (f"--vary {name}", text)
+    return {name: _values(name, *texts[name]) for name in texts}
+
+
+def _values(name: str, option: str, text: str) -> list[Any]:
+    values = []
+    for each in _list(text):
+        if name in ADAPTER_FIELDS and each == NO_ADAPTER:
+            values.append(None)
+            continue
+        try:
+            values.append(value_of(CONTROLS[name], each))
+        except ValueError as error:
+            raise EvaluationError(f"{option} has {each!r}: it {error}") from None
+    if not values:
+        raise EvaluationError(f"{option} is empty: give values, as in {name}=A,B")
+    return values
+
+
+def _check_samples(
+    samples: int, variants: Sequence[Variant], templates: Mapping[str, PinnedTemplate]
+) -> None:
+    sampled = (
+        is_random({**templates[each.template].template.sampling_given(), **each.fields})
+        for each in variants
+    )
+    if samples > 1 and not any(sampled):
+        raise EvaluationError(
+            f"--samples {samples} would repeat one text, because every variant is greedy: give a "
+            "temperature above 0"
+        )
 
 
 def _stem(template: str) -> str:
@@ -223,19 +298,21 @@ def _find_template(client: Client, name: str) -> PinnedTemplate:
     """A template of this machine or of the server, pinned: it may change meanwhile."""
     if name.endswith(".yaml"):
         here = template_in(Path(name))
-        return PinnedTemplate(body_of(here), here)
+        return PinnedTemplate(here.model_dump(mode="json", exclude_defaults=True), here)
     bare, _, version = name.partition("@")
-    found = client.send(TEMPLATES.show(bare))
+    found = client.templates.show(bare)
     if found.template is None:
         raise EvaluationError(f"the template {bare} is not served: {found.rejected}")
     return PinnedTemplate(f"{bare}@{version or found.live}", found.template)
 
 
-def _pinned_adapter(client: Client, name: str) -> str:
-    if name == NO_ADAPTER or "@" in name:
+def _pinned_adapter(client: Client, name: str | None) -> str | None:
+    """An adapter, or a task of a soft prompt, of the version that is live now."""
+    if name is None or "@" in name:
         return name
-    found = client.send(ADAPTERS.show(name))
-    return name if found.live is None else f"{name}@{short(found.live)}"
+    bare, hash_, task = name.partition("#")
+    found = client.adapters.show(bare)
+    return name if found.live is None else f"{bare}@{short(found.live)}{hash_}{task}"
 
 
 def _write(file: Path, content: str) -> None:

@@ -41,6 +41,9 @@ def print_comparison(comparison: Comparison) -> None:
         console.print(
             f"{comparison.num_skipped} rows were left out: not every variant could answer them."
         )
+        for variant in comparison.variants:
+            if variant.num_skipped:
+                console.print(f"{variant.name}: {variant.num_skipped} refused", markup=False)
     console.print(verdict(comparison), markup=False)
 
 

@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from app.cli.connection import DEFAULT_URL, Key, Url, connected
+from app.cli.connection import DEFAULT_URL, Json, Key, Url, connected, print_json
 from app.cli.console import fail
 from app.cli.key_tables import print_keys, print_usage
 from app.cli.options import flag, with_options
 from app.errors import SoftserveError
-from softserve.client import Call, Nothing
 from softserve.schema.fields import name_refusal
-from softserve.schema.keys import CreateKey, KeyCreated, KeyList, UsageReport
+from softserve.schema.keys import CreateKey, KeyCreated, KeyList
 
 if TYPE_CHECKING:
     from app.access.key_file import KeyFile
 
-PATH = "/keys"
 # A list is told item by item, in the singular.
 REPEATED = {"roles": "--role", "adapters": "--adapter", "templates": "--template"}
 REST = {name: field for name, field in CreateKey.model_fields.items() if name not in REPEATED}
@@ -53,6 +51,7 @@ def create(
     adapter: Annotated[list[str] | None, _repeated("adapters", "PATTERN")] = None,
     template: Annotated[list[str] | None, _repeated("templates", "PATTERN")] = None,
     keys_file: KeysFile = None,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     **given: Any,
@@ -63,26 +62,32 @@ def create(
     if keys_file is not None:
         with _opened(keys_file, may_be_missing=True) as file:
             made, secret = file.create(asked)
-        name = made.name
+        created = KeyCreated(**made.out.model_dump(), secret=secret)
     else:
-        body = asked.model_dump(mode="json", exclude_unset=True)
         with connected(url, key) as client:
-            answer = client.send(Call("POST", PATH, KeyCreated, body))
-        name, secret = answer.name, answer.secret
-    typer.echo(f"{name} is a key now. Keep its secret: nobody can show it again.", err=True)
-    typer.echo(secret)
+            created = client.keys.create(**asked.model_dump(mode="json", exclude_unset=True))
+    typer.echo(f"{created.name} is a key now. Keep its secret: nobody can show it again.", err=True)
+    if as_json:
+        print_json(created)
+    else:
+        typer.echo(created.secret)
 
 
 @cli.command("list")
-def list_keys(keys_file: KeysFile = None, url: Url = DEFAULT_URL, key: Key = None) -> None:
+def list_keys(
+    keys_file: KeysFile = None, as_json: Json = False, url: Url = DEFAULT_URL, key: Key = None
+) -> None:
     """List the keys, without their secrets."""
     if keys_file is not None:
         with _opened(keys_file) as file:
-            keys = [each.out for each in file.keys.all]
+            listed = KeyList(keys=[each.out for each in file.keys.all])
     else:
         with connected(url, key) as client:
-            keys = client.send(Call("GET", PATH, KeyList)).keys
-    print_keys(keys)
+            listed = client.keys.list()
+    if as_json:
+        print_json(listed)
+    else:
+        print_keys(listed.keys)
 
 
 @cli.command()
@@ -96,16 +101,19 @@ def revoke(name: Name, keys_file: KeysFile = None, url: Url = DEFAULT_URL, key: 
             file.revoke(name, keep_an_admin=False)
     else:
         with connected(url, key) as client:
-            client.send(Call("DELETE", f"{PATH}/{name}", Nothing))
+            client.keys.revoke(name)
     typer.echo(f"{name} is revoked.")
 
 
 @cli.command()
-def usage(url: Url = DEFAULT_URL, key: Key = None) -> None:
+def usage(as_json: Json = False, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Show what a running server has counted by key and adapter."""
     with connected(url, key) as client:
-        report = client.send(Call("GET", "/usage", UsageReport))
-    print_usage(report)
+        report = client.usage()
+    if as_json:
+        print_json(report)
+    else:
+        print_usage(report)
 
 
 def _checked(given: dict[str, Any]) -> CreateKey:

@@ -21,9 +21,15 @@ COMMANDS = [
         "Every option is also read from the environment: --port from SOFTSERVE_PORT, and so on.",
     ),
     LateCommand(
+        "generate",
+        "app.cli.generate",
+        "Complete a prompt, or standard input, on a running server.",
+    ),
+    LateCommand("chat", "app.cli.chat", "Talk with the model of a running server."),
+    LateCommand(
         "evaluate",
         "app.cli.evaluate",
-        "Compare ways of prompting: shots, templates, adapters, temperatures.",
+        "Compare ways of prompting: shots, templates, adapters, any control.",
     ),
     LateCommand(
         "quantize",

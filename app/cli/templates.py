@@ -1,21 +1,22 @@
 """`softserve template`: show and change the prompt templates of a running server."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 
 from app.cli.canary import Live, add_commands, beside
-from app.cli.connection import DEFAULT_URL, Family, Key, Url, Version, connected
-from app.cli.console import fail
-from app.cli.template_tables import print_templates
+from app.cli.connection import DEFAULT_URL, Json, Key, Url, Version, connected, print_json
+from app.cli.console import fail, stdout
+from app.cli.name_tables import All
+from app.cli.template_tables import templates_view
+from app.cli.watching import Watch, watch
 from app.errors import TemplateRejected
 from app.templates.source import read_template, yaml_of
-from softserve.client import PATIENT, Call
-from softserve.schema.templates import Template, TemplateList, TemplateOut
+from softserve.schema.fields import name_refusal
+from softserve.schema.templates import Template, TemplateOut
 from softserve.schema.versions import short
-
-TEMPLATES = Family("a template", "/icl/templates", TemplateOut)
 
 Name = Annotated[str, typer.Argument(help="The template's name.")]
 
@@ -23,11 +24,27 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @cli.command("list")
-def list_templates(url: Url = DEFAULT_URL, key: Key = None) -> None:
+def list_templates(
+    with_retired: All = False,
+    watched: Watch = False,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
     """List the templates."""
+    console = stdout()
+
+    def view() -> RenderableType:
+        templates = client.templates.list().templates
+        return templates_view(templates, console, with_retired=with_retired)
+
     with connected(url, key) as client:
-        answer = client.send(Call("GET", TEMPLATES.path, TemplateList))
-    print_templates(answer.templates)
+        if as_json:
+            print_json(client.templates.list())
+        elif watched:
+            watch(view, console)
+        else:
+            console.print(view())
 
 
 @cli.command()
@@ -41,13 +58,13 @@ def show(
 ) -> None:
     """Show a template's content, as JSON, and its versions."""
     with connected(url, key) as client:
-        answer = client.send(TEMPLATES.show(name))
+        answer = client.templates.show(name)
     if as_yaml:
         if answer.template is None:
             raise fail(f"{name} is not served, so it has no content: {answer.rejected}")
         typer.echo(yaml_of(answer.template), nl=False)
         return
-    typer.echo(answer.model_dump_json(indent=2, exclude_unset=True))
+    print_json(answer)
 
 
 @cli.command()
@@ -55,14 +72,19 @@ def add(
     name: Name,
     file: Annotated[Path, typer.Argument(help="A .yaml file.")],
     live: Live = True,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
     """Add a template, or a new version of one; the JSONL file that it names goes with it."""
-    path = TEMPLATES.path_of(name) + ("" if live else "?live=false")
-    body = body_of(template_in(file))
+    if refusal := name_refusal("a template", name):
+        raise fail(refusal)
+    template = template_in(file)
     with connected(url, key) as client:
-        answer = client.send(Call("PUT", path, TemplateOut, body, PATIENT))
+        answer = client.templates.add(name, template, live=live)
+    if as_json:
+        print_json(answer)
+        return
     new = answer.versions[0].version
     if not live and new != answer.live:
         typer.echo(beside("template", answer, new))
@@ -71,22 +93,31 @@ def add(
 
 
 @cli.command()
-def rollback(name: Name, version: Version = None, url: Url = DEFAULT_URL, key: Key = None) -> None:
+def rollback(
+    name: Name,
+    version: Version = None,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
     """Make an older version live again."""
     with connected(url, key) as client:
-        answer = client.send(TEMPLATES.rollback(name, version))
-    typer.echo(_is_live(answer))
+        answer = client.templates.rollback(name, version)
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(_is_live(answer))
 
 
 @cli.command()
 def remove(name: Name, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Remove a template with its versions."""
     with connected(url, key) as client:
-        client.send(TEMPLATES.remove(name))
+        client.templates.remove(name)
     typer.echo(f"{name} is removed.")
 
 
-add_commands(cli, TEMPLATES)
+add_commands(cli, lambda client: client.templates)
 
 
 def template_in(file: Path) -> Template:
@@ -97,11 +128,6 @@ def template_in(file: Path) -> Template:
         raise fail(f"{file} cannot be read ({error.strerror})") from None
     except TemplateRejected as error:
         raise fail(f"{file} is no template: {error.message}") from None
-
-
-def body_of(template: Template) -> dict[str, Any]:
-    """As a request holds it."""
-    return template.model_dump(mode="json", exclude_defaults=True)
 
 
 def _is_live(template: TemplateOut) -> str:

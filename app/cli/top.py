@@ -1,19 +1,18 @@
 """`softserve top`: what a running server does, now."""
 
+import json
 import time
 from collections import deque
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
 
 from app.cli.connection import DEFAULT_URL, Key, Url, connected
 from app.cli.console import stdout
 from app.cli.readings import Interval, Reading
-from app.cli.top_view import View, frame
-from softserve.client import Call, Client, ClientError
-from softserve.schema.server import ModelInfo
+from app.cli.top_view import View, figures, frame
+from app.cli.watching import watch
+from softserve.client import Client, ClientError
 
 cli = typer.Typer(add_completion=False)
 
@@ -34,34 +33,24 @@ def top(
     once: Annotated[
         bool, typer.Option("--once", help="Show one frame, of one interval, and end.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures of one interval as JSON, and end.")
+    ] = False,
 ) -> None:
     console = stdout(WIDTH)
     with connected(url, key) as client:
         watched = Watched(client, url)
-        if once or not console.is_terminal:
-            watched.read()
-            time.sleep(interval)
-            watched.read()
-            console.print(frame(watched.view(), console.width))
+        if not (once or as_json) and console.is_terminal:
+            watch(lambda: frame(watched.next_view(), console.width), console, interval)
             return
-        try:
-            _show(watched, console, interval)
-        except KeyboardInterrupt:
-            # That is how it ends.
-            return
-
-
-def _show(watched: "Watched", console: Console, interval: float) -> None:
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            trouble = None
-            try:
-                watched.read()
-            except ClientError as error:
-                watched.forget()
-                trouble = f"{error}; trying again"
-            live.update(frame(watched.view(trouble), console.width), refresh=True)
-            time.sleep(interval)
+        watched.read()
+        time.sleep(interval)
+        watched.read()
+        view = watched.view()
+    if as_json:
+        typer.echo(json.dumps(figures(view), indent=2))
+    else:
+        console.print(frame(view, console.width))
 
 
 class Watched:
@@ -76,14 +65,23 @@ class Watched:
 
     def read(self) -> None:
         """Raises `ClientError`."""
-        self._readings.append(Reading.of(self._client.text("/metrics"), time.monotonic()))
+        self._readings.append(Reading.of(self._client.metrics(), time.monotonic()))
         if self._model is None and self._readings[-1].total("softserve_state", state="open"):
-            self._model = self._client.send(Call("GET", "/info", ModelInfo)).model
+            self._model = self._client.info().model
         if len(self._readings) > 1:
             last = Interval(self._readings[-2], self._readings[-1])
             self._tokens_out.append(last.rate("softserve_completion_tokens_total"))
 
-    def forget(self) -> None:
+    def next_view(self) -> View:
+        """The view after one more reading, or why there is none."""
+        try:
+            self.read()
+        except ClientError as error:
+            self._forget()
+            return self.view(f"{error}; trying again")
+        return self.view()
+
+    def _forget(self) -> None:
         """It does not answer: what comes next is another life of it."""
         self._model = None
         self._readings.clear()

@@ -1,7 +1,8 @@
 """What `softserve top` shows: one frame, made from the last readings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -10,7 +11,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.readings import Interval, Values
+from app.cli.readings import Interval, Reading, Values
 
 # From this width on, adapters and keys stand side by side.
 WIDE = 110
@@ -26,6 +27,8 @@ STATES = {
 }
 TTFT = "softserve_time_to_first_token_seconds"
 ITL = "softserve_inter_token_latency_seconds"
+QUANTILES = {"p50": 0.5, "p95": 0.95}
+KINDS = ("adapter", "soft_prompt", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,39 @@ def frame(view: View, width: int) -> RenderableType:
     return Group(*parts)
 
 
+def figures(view: View) -> dict[str, Any]:
+    """The same for a program: rates a second, times in seconds."""
+    assert view.interval is not None, "there were two readings"
+    interval, now = view.interval, view.interval.after
+    return {
+        "url": view.url,
+        "model": view.model,
+        "state": _current_state(now),
+        "completion_tokens": interval.rate("softserve_completion_tokens_total"),
+        "prompt_tokens": interval.rate("softserve_prompt_tokens_total"),
+        "cached_tokens": interval.rate("softserve_cached_tokens_total"),
+        "requests": {
+            outcome: rate
+            for (outcome,), rate in interval.rates("softserve_requests_total", ("outcome",)).items()
+        },
+        "ttft": _quantiles(interval, TTFT),
+        "itl": _quantiles(interval, ITL),
+        "running": now.total("softserve_sequences_running"),
+        "waiting": now.total("softserve_sequences_waiting"),
+        "kv_cache_usage": now.total("vllm:kv_cache_usage_perc"),
+        **{kind: [asdict(row) for row in _rows(interval, kind)] for kind in KINDS},
+    }
+
+
+def _quantiles(interval: Interval, histogram: str) -> dict[str, float | None]:
+    return {name: interval.quantile(part, histogram) for name, part in QUANTILES.items()}
+
+
+def _current_state(now: Reading) -> str:
+    states = now.by("softserve_state", ("state",))
+    return next((state for (state,), value in states.items() if value), "unknown")
+
+
 def _heading(view: View) -> Table:
     line = Table.grid(expand=True)
     line.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -69,8 +105,7 @@ def _state(view: View) -> Text:
         return Text("● no answer", style="bold red")
     if view.interval is None:
         return Text("")
-    states = view.interval.after.by("softserve_state", ("state",))
-    current = next((state for (state,), value in states.items() if value), "unknown")
+    current = _current_state(view.interval.after)
     word, style = STATES.get(current, (current, "yellow"))
     return Text(f"● {word}", style=style)
 
@@ -117,7 +152,7 @@ def _engine(interval: Interval) -> RenderableType:
     now = interval.after
     table = _grid()
     for label, histogram in (("first token", TTFT), ("inter-token", ITL)):
-        middle, high = (interval.quantile(part, histogram) for part in (0.5, 0.95))
+        middle, high = _quantiles(interval, histogram).values()
         table.add_row(label, _duration(middle), Text(f"p95 {_duration(high)}", style="dim"))
     table.add_row(
         "completions",

@@ -14,7 +14,10 @@ HEADLINES = ("ROUGE-L F1", "accuracy", "exact", "BLEU")
 
 @dataclass(frozen=True, slots=True)
 class VariantFigures:
-    """One variant: `scores` by the name of the measure, the sum `num_dropped`, else means."""
+    """One variant: `scores` by the name of the measure, the sum `num_dropped`, else means.
+
+    `num_skipped` rows it could not answer.
+    """
 
     name: str
     scores: dict[str, Interval]
@@ -22,6 +25,7 @@ class VariantFigures:
     completion_tokens: float
     shots: float
     num_dropped: int
+    num_skipped: int
     latency_ms: float
 
 
@@ -67,8 +71,10 @@ def compare(
     headline = next(name for name in HEADLINES if name in measured[0])
     ranking = sorted(range(len(names)), key=lambda i: -measured[i][headline].score)
     best, second = ranking[0], ranking[1] if len(ranking) > 1 else None
+    num_skipped = [sum(each.skipped is not None for each in of_variant) for of_variant in answers]
+    figures = zip(names, measured, kept, num_skipped, strict=True)
     return Comparison(
-        variants=[_figures(*each, seed) for each in zip(names, measured, kept, strict=True)],
+        variants=[_figures(*each, seed) for each in figures],
         headline=headline,
         num_rows=len(answered),
         num_skipped=len(references) - len(answered),
@@ -84,14 +90,18 @@ def _measured(
     answers: Sequence[Answered], references: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Measure]:
     rows = [
-        Scored(answer.completion.strip(), reference, answer.label)
+        Scored([each.strip() for each in answer.completions], reference, answer.label)
         for answer, reference in zip(answers, references, strict=True)
     ]
     return {measure.name: measure for metric in metrics for measure in measures(metric, rows)}
 
 
 def _figures(
-    name: str, measured: dict[str, Measure], answers: Sequence[Answered], seed: int
+    name: str,
+    measured: dict[str, Measure],
+    answers: Sequence[Answered],
+    num_skipped: int,
+    seed: int,
 ) -> VariantFigures:
     return VariantFigures(
         name=name,
@@ -100,6 +110,7 @@ def _figures(
         completion_tokens=fmean(answer.completion_tokens for answer in answers),
         shots=fmean(answer.shots for answer in answers),
         num_dropped=sum(answer.num_dropped for answer in answers),
+        num_skipped=num_skipped,
         latency_ms=fmean(answer.latency_ms for answer in answers),
     )
 

@@ -7,6 +7,7 @@ text again.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +50,12 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A completion beside its reference; `label` is the model's likeliest, where there are any."""
+    """The completions of a row beside its reference; `label` is the model's likeliest, if any.
 
-    completion: str
+    Where there are several, the row's score is their mean.
+    """
+
+    completions: Sequence[str]
     reference: str
     label: str | None = None
 
@@ -68,7 +72,8 @@ def measures(metric: str, rows: Sequence[Scored]) -> list[Measure]:
         case "bleu":
             return [_bleu(rows)]
         case "exact":
-            return [_mean("exact", [row.completion == row.reference for row in rows])]
+            hits = [fmean(each == row.reference for each in row.completions) for row in rows]
+            return [_mean("exact", hits)]
         case "accuracy":
             if any(row.label is None for row in rows):
                 raise EvaluationError(
@@ -86,9 +91,12 @@ def _mean(name: str, scores: Sequence[float]) -> Measure:
 
 def _rouge(rows: Sequence[Scored]) -> list[Measure]:
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
-    scored = [scorer.score(row.reference, row.completion) for row in rows]
+    scored = [[scorer.score(row.reference, each) for each in row.completions] for row in rows]
     return [
-        _mean(f"{name} {part_name}", [getattr(scores[kind], part) for scores in scored])
+        _mean(
+            f"{name} {part_name}",
+            [fmean(getattr(scores[kind], part) for scores in of_row) for of_row in scored],
+        )
         for kind, name in ROUGE_TYPES.items()
         for part, part_name in ROUGE_PARTS.items()
     ]
@@ -99,7 +107,8 @@ def _bleu(rows: Sequence[Scored]) -> Measure:
     summands = []
     for row in rows:
         # A corpus of one row: its counts are those of the row, whatever its own score is worth.
-        counted = bleu.corpus_score([row.completion], [[row.reference]])
+        references = [row.reference] * len(row.completions)
+        counted = bleu.corpus_score(list(row.completions), [references])
         summands.append([*counted.counts, *counted.totals, counted.sys_len, counted.ref_len])
 
     def of_sums(sums: Sums, num_rows: int) -> float:

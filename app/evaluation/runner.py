@@ -31,7 +31,8 @@ class Answered:
     """What a server answered; `skipped` is why it could not, if the inputs are to blame."""
 
     key: str
-    completion: str = ""
+    # Several where it was sampled.
+    completions: list[str]
     label: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0

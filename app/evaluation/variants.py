@@ -1,56 +1,65 @@
-"""What is compared: every combination of templates, shots, adapters and temperatures."""
+"""What is compared: every combination of templates, shots, adapters and controls."""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-NO_ADAPTER = "none"
+from softserve.schema.controls import FILTERS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Variant:
-    """One way of prompting. `adapter` is `none` for the base model, None for the template's own."""
+    """One way of prompting: a template, and fields of a request for it.
+
+    None as an adapter or a soft prompt takes the template's own away.
+    """
 
     template: str
-    shots: int | str
-    adapter: str | None = None
-    temperature: float | None = None
+    fields: Mapping[str, Any]
 
-    def body(self, inputs: dict[str, Any], seed: int) -> dict[str, Any]:
-        """The fields of a request that it stands for."""
-        body: dict[str, Any] = {"inputs": inputs, "shots": self.shots}
-        if self.adapter is not None:
-            body["adapter"] = None if self.adapter == NO_ADAPTER else self.adapter
-        if self.temperature is not None:
-            body["temperature"] = self.temperature
-            if self.temperature > 0:
-                body["seed"] = seed
-        return body
+    def body(
+        self, inputs: Mapping[str, Any], own: Mapping[str, Any], seed: int, samples: int
+    ) -> dict[str, Any]:
+        """The request that it stands for, of a template with controls of its `own`."""
+        body = {"inputs": inputs, **self.fields}
+        if not is_random({**own, **self.fields}):
+            return body
+        return {"seed": seed, **({"n": samples} if samples > 1 else {}), **body}
 
 
-def combine(
-    templates: Sequence[str],
-    shots: Sequence[int | str],
-    adapters: Sequence[str | None],
-    temperatures: Sequence[float | None],
-) -> list[Variant]:
-    return [Variant(*each) for each in itertools.product(templates, shots, adapters, temperatures)]
+def is_random(controls: Mapping[str, Any]) -> bool:
+    """Whether they ask for random sampling; else decoding is greedy."""
+    if (temperature := controls.get("temperature")) is not None:
+        return bool(temperature > 0)
+    return any(controls.get(name) is not None for name in FILTERS)
+
+
+def combine(templates: Sequence[str], varied: Mapping[str, Sequence[Any]]) -> list[Variant]:
+    """`varied` has the values of each field."""
+    return [
+        Variant(template, dict(zip(varied, values, strict=True)))
+        for template, *values in itertools.product(templates, *varied.values())
+    ]
 
 
 def name_of(variant: Variant, variants: Sequence[Variant]) -> str:
     """What tells it apart from the others."""
-    parts = []
-    if len({each.template for each in variants}) > 1:
-        parts.append(variant.template)
-    parts.append("1 shot" if variant.shots == 1 else f"{variant.shots} shots")
-    if len({each.adapter for each in variants}) > 1:
-        parts.append(variant.adapter or "template's adapter")
-    if len({each.temperature for each in variants}) > 1:
-        parts.append(f"temperature {variant.temperature or 0:g}")
+    parts = [variant.template] if len({each.template for each in variants}) > 1 else []
+    for name, value in variant.fields.items():
+        if name == "shots":
+            parts.append("1 shot" if value == 1 else f"{value} shots")
+        elif any(each.fields[name] != value for each in variants):
+            parts.append(_in_words(name, value))
     return ", ".join(parts)
+
+
+def _in_words(name: str, value: Any) -> str:
+    if name not in ("adapter", "soft_prompt"):
+        return f"{name} {value}"
+    return f"no {name.replace('_', ' ')}" if value is None else str(value)
 
 
 def key_of(model: str, body: dict[str, Any], reference: str) -> str:

@@ -14,7 +14,7 @@ from loadtest.users.asking import AskingUser, Load
 from loadtest.users.checks import Checks, key_of
 from loadtest.users.questions import VERSIONED, Names
 from loadtest.users.targets import find_targets
-from softserve.client import Call, Client, ClientError
+from softserve.client import Call, Client, ClientError, as_model
 from softserve.schema.generation import GenerateAnswer
 from softserve.schema.icl import TemplateUsed
 
@@ -102,7 +102,7 @@ class Preparation:
         return Options.of(self._environment.parsed_options)
 
     def _client(self) -> Client:
-        return Client(str(self._environment.host), self._options().key)
+        return Client(str(self._environment.host), self._options().key, retry_seconds=0)
 
     def _users(self) -> list[type[AskingUser]]:
         return [each for each in self._environment.user_classes if issubclass(each, AskingUser)]
@@ -126,7 +126,7 @@ def _text_alone(
     client: Client, load: Load, user: type[AskingUser], names: Names
 ) -> tuple[str, str]:
     question = user.compared_question(load, names)
-    answer = client.send(Call("POST", question.path, Alone, question.body))
+    answer = client.send(Call("POST", question.path, as_model(Alone), question.body))
     used = {each: getattr(answer, each) for each in VERSIONED if each in question.body}
     versions = {each: one.version for each, one in used.items()}
     return key_of(question, versions), answer.completions[0].text

@@ -13,14 +13,10 @@ from locust.env import Environment
 
 from loadtest.users.asking import AskingUser, Load
 from loadtest.users.questions import Names
-from softserve.client import Call, Client, ClientError, Nothing, upload
-from softserve.schema.adapters import ADAPTER_FILES, AdapterOut
-from softserve.schema.generation import GenerateAnswer
+from softserve.client import Client, QuotaExceeded, RequestTimedOut, ServerFull
 
 # What locust's statistics call it; the kind of change stands where a request has its method.
 CHANGED = "LoRA"
-# What is no failure, by the server's word for it.
-REFUSALS = {"quota_exceeded": "429", "server_full": "503", "request_timed_out": "503"}
 
 
 class SwapUser(AskingUser):
@@ -34,7 +30,7 @@ class SwapUser(AskingUser):
     def __init__(self, environment: Environment) -> None:
         self._name = _new_name()
         super().__init__(environment)
-        self._client = Client(str(self.host), self.load.options.key)
+        self._client = Client(str(self.host), self.load.options.key, retry_seconds=0)
         # By version.
         self._folders: dict[str, Path] = {}
         self._live = ""
@@ -56,15 +52,15 @@ class SwapUser(AskingUser):
             names = []
             for folder in map(Path, load.options.swap_files):
                 name = _new_name()
-                add(client, name, folder)
-                removal.callback(remove, client, name)
+                client.adapters.upload(name, folder)
+                removal.callback(client.adapters.remove, name)
                 names.append({"adapter": name})
             yield names
 
     def on_start(self) -> None:
         super().on_start()
         for folder in map(Path, self.load.options.swap_files):
-            self._live = add(self._client, self._name, folder)
+            self._live = str(self._client.adapters.upload(self._name, folder).live)
             self._folders[self._live] = folder
         self.load.checks.live.begin(self._name, [self._live])
         self._operator = gevent.spawn(self._change_again_and_again)
@@ -74,7 +70,7 @@ class SwapUser(AskingUser):
             self._operator.kill()
         super().on_stop()
         if self._live:
-            remove(self._client, self._name)
+            self._client.adapters.remove(self._name)
 
     def _change_again_and_again(self) -> None:
         for change in cycle((self._replace, self._roll_back, self._add_and_remove)):
@@ -84,14 +80,12 @@ class SwapUser(AskingUser):
     def _replace(self) -> None:
         """Its time runs from the first byte of the PUT to the first token of the version."""
         with self._changing("REPLACE") as other:
-            add(self._client, self._name, self._folders[other])
-            body = {"prompt": "Hi", "adapter": self._name, "max_new_tokens": 1}
-            self._client.send(Call("POST", "/generate", GenerateAnswer, body))
+            self._client.adapters.upload(self._name, self._folders[other])
+            self._client.generate("Hi", adapter=self._name, max_new_tokens=1)
 
     def _roll_back(self) -> None:
         with self._changing("ROLLBACK"):
-            path = f"/adapters/{self._name}/rollback"
-            self._client.send(Call("POST", path, AdapterOut, {}))
+            self._client.adapters.rollback(self._name)
 
     @contextmanager
     def _changing(self, change: str) -> Iterator[str]:
@@ -107,9 +101,9 @@ class SwapUser(AskingUser):
     def _add_and_remove(self) -> None:
         name = _new_name()
         with self._measured("ADD"):
-            add(self._client, name, next(iter(self._folders.values())))
+            self._client.adapters.upload(name, next(iter(self._folders.values())))
         with self._measured("REMOVE"):
-            remove(self._client, name)
+            self._client.adapters.remove(name)
 
     @contextmanager
     def _measured(self, change: str) -> Iterator[None]:
@@ -117,22 +111,8 @@ class SwapUser(AskingUser):
         with self.environment.events.request.measure(change, CHANGED) as meta:
             try:
                 yield
-            except ClientError as error:
-                if error.type not in REFUSALS:
-                    raise
-                meta["request_type"] = REFUSALS[error.type]
-
-
-def add(client: Client, name: str, folder: Path) -> str:
-    """Upload a LoRA; its live version."""
-    with ExitStack() as opened:
-        files = {each: opened.enter_context((folder / each).open("rb")) for each in ADAPTER_FILES}
-        call = upload(f"/adapters/{name}", files, {}, AdapterOut, on_sent=lambda: None)
-        return str(client.send(call).live)
-
-
-def remove(client: Client, name: str) -> None:
-    client.send(Call("DELETE", f"/adapters/{name}", Nothing))
+            except (QuotaExceeded, ServerFull, RequestTimedOut) as error:
+                meta["request_type"] = str(error.status)
 
 
 def _new_name() -> str:

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loadtest.options import Options
-from softserve.client import Call, Client
-from softserve.schema.adapters import AdapterKind, AdapterList, AdapterOut
+from softserve.client import Client
+from softserve.schema.adapters import AdapterKind, AdapterOut
 from softserve.schema.server import ModelInfo
-from softserve.schema.templates import Template, TemplateList, TemplateOut
+from softserve.schema.templates import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ def find_targets(client: Client, options: Options) -> Targets:
     Raises:
         softserve.client.ClientError: the server cannot be reached, refuses, or lacks one of them.
     """
-    listed = client.send(Call("GET", "/adapters", AdapterList)).adapters
+    listed = client.adapters.list().adapters
     return Targets(
-        client.send(Call("GET", "/info", ModelInfo)),
+        client.info(),
         _adapters(listed, "lora", options.adapters),
         _adapters(listed, "soft_prompt", options.soft_prompts),
         list(_templates(client, options.templates)),
@@ -89,11 +89,11 @@ def _meant(adapter: AdapterOut) -> frozenset[str]:
 def _templates(client: Client, asked: list[str]) -> Iterable[TemplateTarget]:
     names = asked or [
         each.name
-        for each in client.send(Call("GET", "/icl/templates", TemplateList)).templates
+        for each in client.templates.list().templates
         if each.live
     ]
     for name in names:
-        shown = client.send(Call("GET", f"/icl/templates/{name}", TemplateOut))
+        shown = client.templates.show(name)
         if shown.template and (asked or shown.template.labels):
             versions = shown.split.versions if shown.split else filter(None, [shown.live])
             yield TemplateTarget(name, frozenset(versions), shown.template)

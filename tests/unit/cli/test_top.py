@@ -1,14 +1,10 @@
 """`softserve top`: what it makes of two readings of GET /metrics, and how it looks and ends."""
 
-import os
-import pty
+import json
 import re
-import select
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -22,9 +18,9 @@ from app.cli.readings import Interval, Reading
 from app.cli.top_view import MAX_ROWS, View, frame
 from softserve.schema.server import Limits, ModelInfo, WeightsOut
 from tests.threaded import in_thread
+from tests.unit.cli.terminal import TIMEOUT_SECONDS, Terminal
 
 URL = "http://127.0.0.1:8000"
-TIMEOUT_SECONDS = 30.0
 
 BEFORE = """\
 # TYPE softserve_state gauge
@@ -211,58 +207,30 @@ def test_in_a_pipe_it_is_once() -> None:
         assert run("--url", url, "--interval", "0.1").output.count("softserve") == 1
 
 
+def test_as_json() -> None:
+    with answering() as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        result = run("--url", url, "--json", "--interval", "0.1")
+    figures = json.loads(result.output)
+    assert (figures["url"], figures["model"]) == (url, "SmolLM2-135M-Instruct")
+    assert figures["state"] == "open"
+    assert figures["running"] == 3
+    assert figures["ttft"] == {"p50": pytest.approx(0.1), "p95": pytest.approx(0.46)}
+    assert figures["itl"] == {"p50": None, "p95": None}
+    assert [row["name"] for row in figures["adapter"]] == ["task@4d967a30111b"]
+    assert figures["completion_tokens"] > 0
+
+
 def test_once_without_a_server() -> None:
     result = run("--url", "http://127.0.0.1:9", "--once")
     assert result.exit_code == 1
     assert re.fullmatch(r"softserve: no answer from http://127.0.0.1:9 .*\n", result.output)
 
 
-class Terminal:
-    """The command in a terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._own, its = pty.openpty()
-        environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli.main", "top", *arguments],
-            stdin=its,
-            stdout=its,
-            stderr=its,
-            env=environment,
-            start_new_session=True,
-        )
-        os.close(its)
-
-    def read_until(self, text: str) -> None:
-        """Fails where the command ends first, or shows nothing for long."""
-        seen = ""
-        while text not in seen:
-            readable, _, _ = select.select([self._own], [], [], TIMEOUT_SECONDS)
-            assert readable, seen
-            seen += os.read(self._own, 65536).decode(errors="replace")
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._own)
-
-
-@pytest.fixture
-def terminal() -> Iterator[Callable[..., Terminal]]:
-    with ExitStack() as stack:
-
-        def start(*arguments: str) -> Terminal:
-            started = Terminal(*arguments)
-            stack.callback(started.close)
-            return started
-
-        yield start
-
-
 def test_a_server_that_goes_and_comes_back(terminal: Callable[..., Terminal]) -> None:
     with answering() as server:
         port = server.server_port
-        top = terminal("--url", f"http://127.0.0.1:{port}", "--interval", "0.1")
+        top = terminal("top", "--url", f"http://127.0.0.1:{port}", "--interval", "0.1")
         top.read_until("ready")
     top.read_until("trying again")
     with answering(port):
@@ -274,7 +242,7 @@ def test_a_server_that_goes_and_comes_back(terminal: Callable[..., Terminal]) ->
 def test_a_server_that_is_not_there_yet(terminal: Callable[..., Terminal]) -> None:
     with answering() as server:
         port = server.server_port
-    top = terminal("--url", f"http://127.0.0.1:{port}", "--interval", "0.1")
+    top = terminal("top", "--url", f"http://127.0.0.1:{port}", "--interval", "0.1")
     top.read_until("no answer")
     top.process.send_signal(signal.SIGINT)
     assert top.process.wait(TIMEOUT_SECONDS) == 0

@@ -1,0 +1,43 @@
+"""A command in a terminal of its own."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+
+TIMEOUT_SECONDS = 30.0
+
+
+class Terminal:
+    """What is typed and shown there."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._own, its = pty.openpty()
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli.main", *arguments],
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(its)
+
+    def type(self, line: str) -> None:
+        os.write(self._own, line.encode() + b"\n")
+
+    def read_until(self, text: str) -> str:
+        """What is shown up to there. Fails if the command ends first, or shows nothing for long."""
+        seen = ""
+        while text not in seen:
+            readable, _, _ = select.select([self._own], [], [], TIMEOUT_SECONDS)
+            assert readable, seen
+            seen += os.read(self._own, 65536).decode(errors="replace")
+        return seen
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._own)
