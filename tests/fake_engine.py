@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
+from app.engine.generation import Chat, GenerationChunk, PositionLogprobs, TokenLogprob
 from app.engine.protocol import (
     AdapterFiles,
     Architecture,
@@ -192,11 +192,10 @@ class FakeEngine:
     async def fewest_tokens(self, text: str) -> int:
         return len(text) if len(text) > LONG_TEXT_LENGTH else 0
 
-    def chat_prompt(self, user: str, system: str | None) -> str:
+    def chat_prompt(self, chat: Chat) -> str:
         if not self._has_chat_template:
-            raise InvalidRequest("this model has no chat template", param="use_chat_template")
-        opening = "" if system is None else f"[system]{system}"
-        return f"{opening}[user]{user}[assistant]"
+            raise InvalidRequest("this model has no chat template", param=chat.asked_by)
+        return "".join(f"[{each.role}]{each.content}" for each in chat.messages) + "[assistant]"
 
     def token_text(self, token_id: int) -> str:
         return token_text(token_id)

@@ -11,6 +11,7 @@ from typing import Any
 from app.errors import InvalidRequest
 from softserve.schema.controls import FILTERS, Sampling
 from softserve.schema.generation import FinishReason
+from softserve.schema.prompts import Message, Role
 
 # vLLM silently raises a smaller temperature to this one (its sampling_params.py, _MAX_TEMP).
 MIN_RANDOM_TEMPERATURE = 0.01
@@ -62,31 +63,33 @@ def _refuse_without_effect_when_greedy(sampling: Sampling, filters: Sequence[str
 
 
 @dataclass(frozen=True, slots=True)
-class PromptStyle:
-    """How a text becomes a prompt: as it is, or as a user message in the model's chat template.
+class Chat:
+    """Messages to be put into the model's chat template, which the field `asked_by` asks for."""
 
-    Raises:
-        InvalidRequest: a system message without a chat template.
-    """
+    messages: tuple[Message, ...]
+    asked_by: str = "messages"
 
-    use_chat_template: bool = False
-    system: str | None = None
+    @classmethod
+    def of(cls, *texts: tuple[Role, str | None]) -> "Chat":
+        """Messages of the server's own making, as `use_chat_template` asks for; None is none."""
+        # What they say has been validated.
+        messages = [
+            Message.model_construct(role=role, content=text)
+            for role, text in texts
+            if text is not None
+        ]
+        return cls(tuple(messages), "use_chat_template")
 
-    def __post_init__(self) -> None:
-        if self.system is not None and not self.use_chat_template:
-            raise InvalidRequest(
-                "system needs the model's chat template: set use_chat_template to true",
-                param="system",
-            )
 
-
-AS_IT_IS = PromptStyle()
+# What a prompt is made from: a text, messages, or its tokens themselves.
+PromptSource = str | Chat | list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What a client asks: `n` completions for every prompt, whatever the prompts are made from.
 
+    `prompt_field` is the field that they come from.
     `logprobs` is the number of most likely tokens to report per position (None: report nothing).
     `adapter` and `soft_prompt` are each a name, or `name@version`, the second also with `#task`.
     Requests of one `session` get the same version of a name that several share. `timeout_seconds`
@@ -102,6 +105,7 @@ class GenerationRequest:
     session: str | None = None
     timeout_seconds: float | None = None
     priority: int = 0
+    prompt_field: str = "prompt"
 
     @property
     def num_sequences(self) -> int:

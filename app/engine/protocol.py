@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.generation import GenerationChunk
+from app.engine.generation import Chat, GenerationChunk
 from softserve.schema.adapters import AdapterKind
 from softserve.schema.controls import Sampling
 
@@ -165,8 +165,8 @@ class Engine(Protocol):
     async def fewest_tokens(self, text: str) -> int:
         """A lower bound of a text's tokens, without making them, which can take long."""
 
-    def chat_prompt(self, user: str, system: str | None) -> str:
-        """One user message in the model's chat template, which has all special tokens.
+    def chat_prompt(self, chat: Chat) -> str:
+        """Messages in the model's chat template, which has all special tokens.
 
         Raises:
             InvalidRequest: the model has no chat template, or its template refuses the messages or

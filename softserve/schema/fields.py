@@ -11,7 +11,6 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -54,23 +53,23 @@ def one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
 
-def one_or_more_schema(min_items: int) -> WithJsonSchema:
-    text = {"type": "string", "minLength": 1}
-    return WithJsonSchema(
-        {"anyOf": [text, {"type": "array", "items": text, "minItems": min_items}]}
-    )
+def one_list_or_more(value: Any) -> Any:
+    is_one = isinstance(value, list) and bool(value) and not isinstance(value[0], list)
+    return [value] if is_one else value
+
+
+class OneOrMore:
+    """In the schema of a list of items: or one item, which stands for a list of one."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        several = handler(core_schema)
+        return {"anyOf": [several["items"], several]}
 
 
 # Not a union: an error would be told once for each of its members.
-Prompts = Annotated[
-    list[NonEmptyText],
-    Field(min_length=1),
-    BeforeValidator(one_or_more),
-    one_or_more_schema(min_items=1),
-]
-StopStrings = Annotated[
-    list[NonEmptyText], BeforeValidator(one_or_more), one_or_more_schema(min_items=0)
-]
+StopStrings = Annotated[list[NonEmptyText], BeforeValidator(one_or_more), OneOrMore()]
 
 
 # What describes a field beside its type.

@@ -7,6 +7,7 @@ class Limits(BaseModel):
     """The limits on one request and on the work in flight; `GET /info` shows them."""
 
     max_prompts: PositiveInt = Field(32, description="Prompts in one request.", examples=[32])
+    max_messages: PositiveInt = Field(256, description="Messages in one request.", examples=[256])
     max_n: PositiveInt = Field(16, description="Completions of one prompt.", examples=[16])
     max_stop_strings: PositiveInt = Field(
         8, description="Stop strings in one request.", examples=[8]

@@ -454,7 +454,7 @@ def _with(**fields: Any) -> dict[str, Any]:
         ({"inputs": {"text": ["a"]}}, 422, "invalid_request", "inputs"),
         ({"inputs": {"text": "a<|end|>"}}, 422, "invalid_request", "inputs"),
         ({"inputs": {"text": "a\x00"}}, 422, "invalid_request", "inputs"),
-        ({"inputs": [{"text": "a"}] * 33}, 422, "invalid_request", "prompt"),
+        ({"inputs": [{"text": "a"}] * 33}, 422, "invalid_request", "inputs"),
         ({"examples": [{"text": "a"}]}, 422, "template_rejected", "examples"),
         ({"examples": [{"text": "<|end|>", "output": "a"}]}, 422, "template_rejected", "examples"),
         ({"examples": [{"text": "a", "output": 7}]}, 422, "invalid_request", "examples"),

@@ -21,7 +21,7 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
+from app.engine.generation import Chat, GenerationChunk, PositionLogprobs, TokenLogprob
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
 from app.engine.proof import prove
@@ -142,8 +142,8 @@ class VLLMEngine:
     async def fewest_tokens(self, text: str) -> int:
         return await self._tokenizer.fewest_tokens(text)
 
-    def chat_prompt(self, user: str, system: str | None) -> str:
-        return self._tokenizer.chat_prompt(user, system)
+    def chat_prompt(self, chat: Chat) -> str:
+        return self._tokenizer.chat_prompt(chat)
 
     def token_text(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
+from app.engine.generation import GenerationRequest, resolve_sampling
 from app.errors import InvalidRequest
 from softserve.schema.controls import Sampling
 
@@ -76,13 +76,6 @@ def test_contradictions(given: dict[str, Any], param: str, message: str) -> None
     with pytest.raises(InvalidRequest) as raised:
         resolve_sampling(**given)
     assert (raised.value.param, raised.value.message) == (param, message)
-
-
-def test_a_system_message_needs_the_chat_template() -> None:
-    with pytest.raises(InvalidRequest) as raised:
-        PromptStyle(system="be kind")
-    assert raised.value.param == "system"
-    assert PromptStyle(use_chat_template=True, system="be kind").system == "be kind"
 
 
 def test_sequences_are_prompts_times_n() -> None:

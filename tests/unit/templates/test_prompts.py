@@ -30,12 +30,12 @@ def compiled(**fields: Any) -> CompiledTemplate:
 def test_a_prompt_has_the_examples_before_the_query() -> None:
     template = compiled(labels=["yes", "no"])
     query = template.query({"text": "c"})
-    assert template.prompt(template.examples.texts, query) == (
+    assert template.prompt(template.examples.shots, query) == (
         "Say it.\n\nIn: a\nOut: yes\n\nIn: b\nOut: no\n\nIn: c\nOut:"
     )
     assert template.prompt([], query) == "Say it.\n\nIn: c\nOut:"
-    assert template.prompt(template.examples.texts, query).startswith(
-        template.shared_prefix(template.examples.texts)
+    assert template.prompt(template.examples.shots, query).startswith(
+        template.shared_prefix(template.examples.shots)
     )
     assert template.continuations({"text": "c"}, query) == [" yes", " no"]
 
