@@ -4,12 +4,13 @@ Greedy decoding unless asked otherwise: with no sampling control a request is de
 `temperature` above zero, `top_k`, `top_p` or `min_p` turns random sampling on.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.errors import InvalidRequest
-from softserve.schema.controls import FILTERS, Sampling
+from softserve.schema.controls import FILTERS, STRUCTURES, Sampling
 from softserve.schema.generation import FinishReason
 from softserve.schema.prompts import Message, Role
 
@@ -18,6 +19,24 @@ MIN_RANDOM_TEMPERATURE = 0.01
 
 # Of a completion in its request: prompt index, index.
 CompletionKey = tuple[int, int]
+
+
+class Structure(NamedTuple):
+    """What a completion has to be: the control that says so, and its value.
+
+    A regular expression is as it is, anything else in JSON.
+    """
+
+    kind: str
+    text: str
+
+
+def structure_of(sampling: Sampling) -> Structure | None:
+    """The structure that is asked for, if one is."""
+    for kind in STRUCTURES:
+        if (value := getattr(sampling, kind)) is not None:
+            return Structure(kind, value if isinstance(value, str) else json.dumps(value))
+    return None
 
 
 def resolve_sampling(**given: Any) -> Sampling:
@@ -37,6 +56,7 @@ def resolve_sampling(**given: Any) -> Sampling:
         )
     # Of an answer, only what was set is sent: a default is shown as well.
     sampling = Sampling(**{**Sampling().model_dump(), **given, "greedy": temperature == 0.0})
+    _refuse_what_a_structure_contradicts(sampling)
     if sampling.greedy:
         _refuse_without_effect_when_greedy(sampling, filters)
     if sampling.min_new_tokens > sampling.max_new_tokens:
@@ -60,6 +80,24 @@ def _refuse_without_effect_when_greedy(sampling: Sampling, filters: Sequence[str
         raise InvalidRequest(f"seed has no effect, because {advice}", param="seed")
     if sampling.n > 1:
         raise InvalidRequest(f"n above 1 would repeat one text, because {advice}", param="n")
+
+
+def _refuse_what_a_structure_contradicts(sampling: Sampling) -> None:
+    kind, *others = [name for name in STRUCTURES if getattr(sampling, name) is not None] or [None]
+    if kind is None:
+        return
+    if others:
+        raise InvalidRequest(
+            f"{kind} and {others[0]} each say what a completion is: leave one of them out",
+            param=others[0],
+        )
+    for name in ("min_new_tokens", "ignore_eos"):
+        if getattr(sampling, name):
+            raise InvalidRequest(
+                f"{name} would have a completion go on behind the end that {kind} gives it: leave "
+                "one of them out",
+                param=name,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,14 @@ class Engine(Protocol):
                 leaves one out.
         """
 
+    async def check_structure(self, sampling: Sampling) -> None:
+        """Whether completions can be kept to the structure that is asked for, if one is.
+
+        Raises:
+            InvalidRequest: they cannot, or it takes too much to find out.
+            ServerFull: that cannot be found out at the moment.
+        """
+
     def token_text(self, token_id: int) -> str:
         """The text of one token alone; a part of a character shows as U+FFFD."""
 
@@ -191,6 +199,7 @@ class Engine(Protocol):
     ) -> AsyncGenerator[GenerationChunk]:
         """Yield the chunks of all completions of one prompt. Leaving early aborts them.
 
+        A structure must have passed `check_structure`.
         A stop string that is a special token ends a completion at that token.
         """
 

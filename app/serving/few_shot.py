@@ -31,10 +31,12 @@ from app.templates.fitting import most_shots_that_fit
 from app.templates.labels import score_labels
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
 from app.templates.selection import as_shown, most_useful
+from softserve.schema.controls import FILTERS, STRUCTURES
 from softserve.schema.templates import Example, Inputs, Selection, Shots, Template
 
 # One idea with several fields: a request that gives one of them replaces a template's of them all.
-RANDOM_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "seed", "n"}
+RANDOM_SAMPLING = {"temperature", *FILTERS, "seed", "n"}
+GROUPS = (RANDOM_SAMPLING, {*STRUCTURES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,7 @@ class FewShot:
             few_shot = await self._fitted(plan, adapters)
             prompts = [each.prompt for each in few_shot.prompts]
             self._service.check_fit(prompts, request)
+            await self._engine.check_structure(request.sampling)
             yield Again(request.sampling, prompts)
 
     async def _find(self, caller: Caller, asked: FewShotRequest) -> ResolvedTemplate:
@@ -318,8 +321,9 @@ def _num_shots(shots: Shots, num_examples: int, max_shots: int) -> int:
 def _sampling(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
     """The controls of a request over those of a template."""
     defaults: dict[str, Any] = template.sampling_given()
-    if given.keys() & RANDOM_SAMPLING:
-        defaults = {name: each for name, each in defaults.items() if name not in RANDOM_SAMPLING}
+    for group in GROUPS:
+        if given.keys() & group:
+            defaults = {name: each for name, each in defaults.items() if name not in group}
     if "max_new_tokens" in given and "min_new_tokens" in defaults:
         defaults["min_new_tokens"] = min(defaults["min_new_tokens"], given["max_new_tokens"])
     return defaults | dict(given)

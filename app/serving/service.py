@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from app.access.caller import ANONYMOUS, Caller
 from app.access.usage import UsageBook
 from app.adapters.registry import AdapterRegistry, Adapters, ResolvedAdapter
-from app.engine.generation import Chat, GenerationChunk, GenerationRequest, PromptSource
+from app.engine.generation import (
+    Chat,
+    GenerationChunk,
+    GenerationRequest,
+    PromptSource,
+    structure_of,
+)
 from app.engine.protocol import Engine, Prompt
 from app.errors import ContextWindowExceeded, InvalidRequest, RequestTimedOut
 from app.serving.admission import Admission, Demand
@@ -139,6 +145,7 @@ class Service:
             self._check_stop(request.sampling)
             try:
                 async with until_begun, AsyncExitStack() as lease:
+                    await self.engine.check_structure(request.sampling)
                     adapters = await lease.enter_async_context(
                         self.registry.lease(
                             request.adapter,
@@ -277,6 +284,9 @@ class Service:
             ("stop", len(stop), limits.max_stop_strings, "stop strings"),
             ("stop", max(map(len, stop), default=0), limits.max_stop_length, "characters in one"),
         ]
+        if (structure := structure_of(request.sampling)) is not None:
+            length = len(structure.text)
+            counts.append((structure.kind, length, limits.max_structure_length, "characters"))
         for param, count, limit, what in counts:
             if count > limit:
                 raise InvalidRequest(

@@ -1,5 +1,6 @@
 """What the fields of every body have in common: strict types, real text, plain ranges."""
 
+import json
 import re
 import unicodedata
 from typing import Annotated, Any
@@ -70,6 +71,23 @@ class OneOrMore:
 
 # Not a union: an error would be told once for each of its members.
 StopStrings = Annotated[list[NonEmptyText], BeforeValidator(one_or_more), OneOrMore()]
+
+
+Choices = Annotated[list[NonEmptyText], Field(min_length=1)]
+
+
+def _is_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Python's parser takes what is no JSON, and more levels than others do."""
+    try:
+        refuse_what_is_not_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (ValueError, RecursionError) as error:
+        raise PydanticCustomError(
+            "not_json", "must be JSON without NaN and Infinity, not nested too deeply"
+        ) from error
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_is_json)]
 
 
 # What describes a field beside its type.

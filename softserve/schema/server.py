@@ -15,6 +15,11 @@ class Limits(BaseModel):
     max_stop_length: PositiveInt = Field(
         128, description="Characters in one stop string.", examples=[128]
     )
+    max_structure_length: PositiveInt = Field(
+        16_384,
+        description="Characters in one json_schema, regex or choice.",
+        examples=[16_384],
+    )
     max_body_bytes: PositiveInt = Field(
         1_048_576, description="Bytes in one request body.", examples=[1_048_576]
     )

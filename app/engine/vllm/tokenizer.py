@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
@@ -36,6 +37,29 @@ class Tokenizer:
         return frozenset(self._tokenizer.all_special_tokens) | {
             token.content for token in added if token.special
         }
+
+    @cached_property
+    def rules(self) -> str | None:
+        """A fast tokenizer's in JSON, as the `tokenizers` library reads them; None of any other."""
+        from transformers import TokenizersBackend
+
+        if not isinstance(self._tokenizer, TokenizersBackend):
+            return None
+        rules = copy(self._tokenizer.backend_tokenizer)
+        rules.no_padding()
+        rules.no_truncation()
+        text: str = rules.to_str()
+        return text
+
+    @property
+    def size(self) -> int:
+        return len(self._tokenizer)
+
+    @property
+    def end(self) -> int | None:
+        """The id of the end-of-sequence token."""
+        token_id: int | None = self._tokenizer.eos_token_id
+        return token_id
 
     def ids_of_special_tokens(self, texts: Iterable[str]) -> list[int]:
         """The ids of those texts that are special tokens."""

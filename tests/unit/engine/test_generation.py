@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.generation import GenerationRequest, resolve_sampling
+from app.engine.generation import GenerationRequest, resolve_sampling, structure_of
 from app.errors import InvalidRequest
 from softserve.schema.controls import Sampling
 
@@ -66,6 +66,14 @@ RAISE = "has no effect at temperature 0: raise the temperature, or leave one of 
         ({"n": 2}, "n", f"n above 1 would repeat one text, {GREEDY}"),
         ({"temperature": 0.009}, "temperature",
          "temperature is 0.009: give 0 for greedy decoding, or at least 0.01"),
+        ({"regex": "a", "choice": ["a"]}, "choice",
+         "regex and choice each say what a completion is: leave one of them out"),
+        ({"choice": ["a"], "min_new_tokens": 1}, "min_new_tokens",
+         "min_new_tokens would have a completion go on behind the end that choice gives it: "
+         "leave one of them out"),
+        ({"json_schema": {}, "ignore_eos": True}, "ignore_eos",
+         "ignore_eos would have a completion go on behind the end that json_schema gives it: "
+         "leave one of them out"),
         ({"min_new_tokens": 1000, "max_new_tokens": 999}, "min_new_tokens",
          "min_new_tokens is 1,000 and max_new_tokens is 999: lower the first or raise the second"),
         ({"min_new_tokens": 129}, "min_new_tokens",
@@ -76,6 +84,22 @@ def test_contradictions(given: dict[str, Any], param: str, message: str) -> None
     with pytest.raises(InvalidRequest) as raised:
         resolve_sampling(**given)
     assert (raised.value.param, raised.value.message) == (param, message)
+
+
+@pytest.mark.parametrize(
+    ("given", "structure"),
+    [
+        ({}, None),
+        ({"regex": '"a"'}, ("regex", '"a"')),
+        ({"choice": ["a", "b"]}, ("choice", '["a", "b"]')),
+        ({"json_schema": {}}, ("json_schema", "{}")),
+        ({"json_schema": {"b": None, "a": "é"}}, ("json_schema", '{"b": null, "a": "\\u00e9"}')),
+    ],
+)
+def test_the_structure_that_is_asked_for(
+    given: dict[str, Any], structure: tuple[str, str] | None
+) -> None:
+    assert structure_of(resolve_sampling(**given)) == structure
 
 
 def test_sequences_are_prompts_times_n() -> None:

@@ -8,8 +8,10 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from tokenizers import Tokenizer as Rules
 from transformers import PreTrainedTokenizerFast
 
+from app.engine.generation import Chat
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import InvalidRequest
+from softserve.schema.prompts import Message, Role
 
 UNKNOWN = "<unk>"
 NAMED = {"unk_token": UNKNOWN, "bos_token": "<s>", "eos_token": "</s>"}
@@ -146,12 +148,8 @@ def test_a_chat_template_that_drops_a_message_is_refused(
     assert raised.value.param == "use_chat_template"
 
 
-TURNS = Chat(
-    tuple(
-        Message(role=role, content=content)
-        for role, content in [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
-    )
-)
+SAID: list[tuple[Role, str]] = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
+TURNS = Chat(tuple(Message(role=role, content=content) for role, content in SAID))
 
 
 def test_a_conversation_is_in_the_chat_template() -> None:

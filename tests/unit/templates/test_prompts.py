@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from app.engine.generation import Chat
 from app.errors import InvalidRequest, TemplateRejected
 from app.templates.compilation import CompiledTemplate, ExampleSet
 from app.templates.fitting import most_shots_that_fit
@@ -44,9 +45,33 @@ def test_without_an_instruction_nothing_comes_first() -> None:
     assert compiled(instruction="").prompt([], "x") == "x"
 
 
+TURNS = {"examples_as_turns": True, "use_chat_template": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "system"),
+    [({}, "Say it."), ({"instruction": "", "system": "Be kind."}, "Be kind."),
+     ({"instruction": ""}, None)],
+)  # fmt: skip
+def test_examples_as_turns(fields: dict[str, Any], system: str | None) -> None:
+    template = compiled(**TURNS, **fields)
+    prompt = template.prompt(template.examples.shots, template.query({"text": "c"}))
+    assert prompt == Chat.of(
+        ("system", system),
+        *(("user", "In: a\nOut:"), ("assistant", "yes")),
+        *(("user", "In: b\nOut:"), ("assistant", "no")),
+        ("user", "In: c\nOut:"),
+    )
+    assert template.prompt([], "x") == Chat.of(("system", system), ("user", "x"))
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
+        ({"examples_as_turns": True}, "examples_as_turns", "set use_chat_template"),
+        ({**TURNS, "system": "Be kind."}, "system", "leave system out"),
+        ({**TURNS, "separator": "\n"}, "separator", "no effect"),
+        ({**TURNS, "query_format": "Q: {{ text }}"}, "examples", "begin exactly as its query"),
         ({"examples": [{"text": "a"}]}, "examples", "example 1 lacks output"),
         ({"examples": [{"output": "a"}]}, "examples", "example 1 lacks text"),
         ({"examples": [*BASE["examples"], {"text": "a", "output": "b", "mood": "c"}]}, "examples",
