@@ -1,4 +1,4 @@
-"""What prompts are made from over HTTP: texts, messages, tokens. (Refusals: tests/bad_bodies.py.)"""
+"""What prompts are made from, over HTTP. (What is refused: tests/bad_bodies.py.)"""
 
 from typing import Any
 

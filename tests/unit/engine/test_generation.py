@@ -51,6 +51,7 @@ def test_what_is_given_is_in_effect() -> None:
 
 
 GREEDY = "because the request is greedy: give a temperature above 0, or leave it out"
+GO_ON = "would have a completion go on behind the end that"
 RAISE = "has no effect at temperature 0: raise the temperature, or leave one of the two out"
 
 
@@ -69,11 +70,9 @@ RAISE = "has no effect at temperature 0: raise the temperature, or leave one of 
         ({"regex": "a", "choice": ["a"]}, "choice",
          "regex and choice each say what a completion is: leave one of them out"),
         ({"choice": ["a"], "min_new_tokens": 1}, "min_new_tokens",
-         "min_new_tokens would have a completion go on behind the end that choice gives it: "
-         "leave one of them out"),
+         f"min_new_tokens {GO_ON} choice gives it: leave one of them out"),
         ({"json_schema": {}, "ignore_eos": True}, "ignore_eos",
-         "ignore_eos would have a completion go on behind the end that json_schema gives it: "
-         "leave one of them out"),
+         f"ignore_eos {GO_ON} json_schema gives it: leave one of them out"),
         ({"min_new_tokens": 1000, "max_new_tokens": 999}, "min_new_tokens",
          "min_new_tokens is 1,000 and max_new_tokens is 999: lower the first or raise the second"),
         ({"min_new_tokens": 129}, "min_new_tokens",

@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +15,17 @@ from app.engine.vllm.structures import Structures
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import InvalidRequest
 
+END = "<|end|>"
+
 
 def bytes_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     rules = Rules(models.BPE({byte: i for i, byte in enumerate(alphabet)}, []))
     rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    rules.add_special_tokens(["<|end|>"])
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rules, eos_token="<|end|>"))
+    rules.add_special_tokens([END])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules)
+    tokenizer.eos_token = END
+    return Tokenizer(tokenizer)
 
 
 TOKENIZER = bytes_tokenizer()
@@ -157,7 +160,7 @@ async def test_stopped_it_is_gone() -> None:
     process = structures._process
     assert process is not None
     await structures.stop()
-    assert not Path(f"/proc/{process.pid}").exists()
+    assert process.returncode == -signal.SIGKILL
 
 
 async def test_a_tokenizer_of_another_kind_has_no_structures() -> None:
