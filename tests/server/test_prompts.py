@@ -1,7 +1,5 @@
 """Messages and tokens on the real engine: what a prompt that is written by hand gives."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,9 +9,8 @@ from transformers import AutoTokenizer
 
 from app.engine.model.default import default_model
 from app.settings import Settings
-from tests.server.requests import add_adapter, generate, stream, text_of
+from tests.server.requests import generate, stream, text_of
 
-ADAPTERS = Path(__file__).parents[2] / "adapters"
 CONVERSATION = [
     {"role": "system", "content": "You answer in one short sentence."},
     {"role": "user", "content": "Tell me the capital of France."},
@@ -28,16 +25,6 @@ def tokenizer(server: object) -> Any:
     return AutoTokenizer.from_pretrained(
         default_model(Settings().cache_dir, Progress(disable=True))
     )
-
-
-@pytest.fixture
-def adapters(client: httpx.Client) -> Iterator[dict[str, str]]:
-    chosen = {"adapter": "support-intent-lora", "soft_prompt": "support-intent-prompt"}
-    for name in chosen.values():
-        add_adapter(client, name, ADAPTERS / name)
-    yield chosen
-    for name in chosen.values():
-        client.delete(f"/adapters/{name}")
 
 
 def written(tokenizer: Any, messages: list[dict[str, str]]) -> str:
@@ -72,12 +59,12 @@ def test_tokens_are_what_their_text_is(client: httpx.Client, tokenizer: Any) -> 
 
 
 def test_with_a_lora_and_a_soft_prompt(
-    client: httpx.Client, tokenizer: Any, adapters: dict[str, str]
+    client: httpx.Client, tokenizer: Any, intent_adapters: list[dict[str, str]]
 ) -> None:
     text = written(tokenizer, QUESTION)
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
     plain = generate(client, prompt=text, max_new_tokens=12)["completions"]
-    for chosen in (dict([pair]) for pair in adapters.items()):
+    for chosen in intent_adapters:
         expected = generate(client, prompt=text, max_new_tokens=12, **chosen)["completions"]
         assert expected != plain
         for prompt in ({"messages": QUESTION}, {"prompt_token_ids": token_ids}):

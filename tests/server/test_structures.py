@@ -3,19 +3,16 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.server.process import ServerProcess, wait_until
-from tests.server.requests import add_adapter, generate, stream, text_of
+from tests.server.requests import generate, stream, text_of
 from tests.server.test_pause import is_paused, num_made, read_all, unread
 
-ADAPTERS = Path(__file__).parents[2] / "adapters"
 QUESTION: dict[str, Any] = {
     "prompt": "Tell me the capital of France.",
     "use_chat_template": True,
@@ -94,25 +91,15 @@ def test_each_of_n_is_one_and_a_seed_repeats_them(
     assert first == second
 
 
-def test_adapters(client: httpx.Client, adapters: list[dict[str, str]]) -> None:
+def test_adapters(client: httpx.Client, intent_adapters: list[dict[str, str]]) -> None:
     body = {"prompt": "Message: I was charged twice.\nIntent:", "max_new_tokens": 30}
-    for chosen in adapters:
+    for chosen in intent_adapters:
         asked = body | chosen
         assert text_of(generate(client, **asked, choice=[" billing", " delivery"])) == " billing"
         for structure in STRUCTURES:
             check(
                 structure, text_of(generate(client, **asked | {"max_new_tokens": 60}, **structure))
             )
-
-
-@pytest.fixture
-def adapters(client: httpx.Client) -> Iterator[list[dict[str, str]]]:
-    lora, soft_prompt = "support-intent-lora", "support-intent-prompt"
-    for name in (lora, soft_prompt):
-        add_adapter(client, name, ADAPTERS / name)
-    yield [{"adapter": lora}, {"soft_prompt": soft_prompt}]
-    for name in (lora, soft_prompt):
-        client.delete(f"/adapters/{name}")
 
 
 def test_a_prompt_of_several_steps(client: httpx.Client) -> None:

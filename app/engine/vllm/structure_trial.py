@@ -26,8 +26,9 @@ UNTOLD = "it cannot be compiled: make it simpler"
 
 
 def main() -> None:
-    # Ctrl-C reaches the whole group of the server, which goes on while it drains.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is sent to all of the server's processes: it goes on until it has drained.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     lines = sys.stdin.buffer
     tokenizer = _tokenizer(**json.loads(lines.readline()))
     for line in lines:
