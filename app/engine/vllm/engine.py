@@ -11,7 +11,7 @@ import signal
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,14 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
+from app.engine.generation import (
+    Chat,
+    GenerationChunk,
+    PositionLogprobs,
+    Structure,
+    TokenLogprob,
+    structure_of,
+)
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
 from app.engine.proof import prove
@@ -34,17 +41,18 @@ from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, p
 from app.engine.vllm.fork_server import start_fork_server
 from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
 from app.engine.vllm.soft_prompts import SoftPrompts
+from app.engine.vllm.structures import Structures
 from app.engine.vllm.threads import run_in_daemon_thread
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.settings import Settings
-from softserve.schema.controls import CONTROLS, Sampling
+from softserve.schema.controls import CONTROLS, STRUCTURES, Sampling
 from softserve.schema.generation import FinishReason
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.outputs import CompletionOutput, RequestOutput
-    from vllm.sampling_params import SamplingParams
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = structlog.get_logger(__name__)
@@ -65,6 +73,7 @@ class VLLMEngine:
         self._weight_format: WeightFormat
         self._loras: LoRAs
         self._soft_prompts: SoftPrompts
+        self._structures: Structures | None = None
         self._info: EngineInfo | None = None
         self._architecture: Architecture | None = None
 
@@ -106,6 +115,8 @@ class VLLMEngine:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()
             await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_SECONDS)
+        if self._structures is not None:
+            await self._structures.stop()
 
     def _load(self) -> None:
         prepare_environment(self._settings)
@@ -125,6 +136,7 @@ class VLLMEngine:
         withdraw_metric(self._llm)
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
+        self._structures = Structures(self._tokenizer, self._llm.model_config.get_vocab_size())
         self._architecture = describe_architecture(
             base_names(self._settings, folder), self._llm.vllm_config, self._settings
         )
@@ -142,8 +154,13 @@ class VLLMEngine:
     async def fewest_tokens(self, text: str) -> int:
         return await self._tokenizer.fewest_tokens(text)
 
-    def chat_prompt(self, user: str, system: str | None) -> str:
-        return self._tokenizer.chat_prompt(user, system)
+    def chat_prompt(self, chat: Chat) -> str:
+        return self._tokenizer.chat_prompt(chat)
+
+    async def check_structure(self, sampling: Sampling) -> None:
+        if (structure := structure_of(sampling)) is not None:
+            assert self._structures is not None, "the engine has not started"
+            await self._structures.check(structure)
 
     def token_text(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id)
@@ -322,9 +339,12 @@ def _tokenizer_of(folder: Path, config: "ModelConfig") -> Tokenizer:
 
 
 def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
+    # The one that app/engine/vllm/structure_trial.py tries structures in.
+    arguments |= {"structured_outputs_config": StructuredOutputsConfig(backend="guidance")}
     # vLLM's batch sizes on a large GPU are those of a server only where it is told of one.
     return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
 
@@ -440,13 +460,28 @@ def _sampling_params(
 ) -> "SamplingParams":
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    controls = {VLLM_NAMES.get(name, name): getattr(sampling, name) for name in CONTROLS}
+    names = [name for name in CONTROLS if name not in STRUCTURES]
+    controls = {VLLM_NAMES.get(name, name): getattr(sampling, name) for name in names}
     return SamplingParams(
         **controls | {"top_k": sampling.top_k or 0, "stop": list(sampling.stop)},
         stop_token_ids=stop_token_ids,
+        structured_outputs=_structured_outputs(sampling),
         logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def _structured_outputs(sampling: Sampling) -> "StructuredOutputsParams | None":
+    from vllm.sampling_params import StructuredOutputsParams
+
+    match structure_of(sampling):
+        case None:
+            return None
+        case Structure(kind="json_schema", text=schema):
+            # As text, it is exactly what was tried.
+            return StructuredOutputsParams(json=schema)
+        case _:
+            return StructuredOutputsParams(regex=sampling.regex, choice=sampling.choice)
 
 
 def _chunk(
@@ -490,7 +525,12 @@ def _position_logprobs(
     by_rank = sorted(position, key=lambda token_id: position[token_id].rank)
     return PositionLogprobs(
         chosen=tokens[chosen_id],
-        top=tuple(tokens[token_id] for token_id in by_rank[:num_logprobs]),
+        # A structure leaves no probability to the tokens that it does not allow.
+        top=tuple(
+            tokens[token_id]
+            for token_id in by_rank[:num_logprobs]
+            if tokens[token_id].logprob > -inf
+        ),
     )
 
 
