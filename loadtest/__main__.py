@@ -25,7 +25,6 @@ from app.errors import SoftserveError
 from app.settings import Settings
 from loadtest.servers import HOST, SOFTSERVE, ServerFailed, running
 from softserve.client import Client
-from softserve.schema.server import ModelInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")

@@ -16,11 +16,12 @@ from app.cli.connection import DEFAULT_URL, Key, Url, connected
 from app.cli.options import value_of, with_options
 from softserve.client import Client, ClientError, CompletionEnd
 from softserve.schema.generation import GenerateBody
+from softserve.schema.prompts import PROMPT_FIELDS
 
 # The prompt is the conversation, and the answer is one text.
 OWN = (
-    *("prompt", "messages", "prompt_token_ids", "use_chat_template", "system"),
-    *("stream", "n", "logprobs", "return_token_ids"),
+    *PROMPT_FIELDS,
+    *("use_chat_template", "system", "stream", "n", "logprobs", "return_token_ids"),
 )
 CONTROLS = {name: field for name, field in GenerateBody.model_fields.items() if name not in OWN}
 

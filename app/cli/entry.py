@@ -12,3 +12,7 @@ def main() -> None:
             "'softserve[cli]', or 'softserve[cpu]' or 'softserve[cuda]' for the server too"
         )
     cli()
+
+
+if __name__ == "__main__":
+    main()

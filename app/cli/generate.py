@@ -14,11 +14,11 @@ from app.cli.console import fail
 from app.cli.options import with_options
 from softserve.client import Client
 from softserve.schema.generation import GenerateBody
+from softserve.schema.prompts import PROMPT_FIELDS
 
 OWN = ("prompt", "stream")
 CONTROLS = {name: field for name, field in GenerateBody.model_fields.items() if name not in OWN}
-# In place of a prompt.
-OTHER_PROMPTS = {"messages", "prompt_token_ids"}
+OTHER_PROMPTS = set(PROMPT_FIELDS) - {"prompt"}
 
 cli = typer.Typer(add_completion=False)
 

@@ -87,11 +87,7 @@ def _meant(adapter: AdapterOut) -> frozenset[str]:
 
 
 def _templates(client: Client, asked: list[str]) -> Iterable[TemplateTarget]:
-    names = asked or [
-        each.name
-        for each in client.templates.list().templates
-        if each.live
-    ]
+    names = asked or [each.name for each in client.templates.list().templates if each.live]
     for name in names:
         shown = client.templates.show(name)
         if shown.template and (asked or shown.template.labels):

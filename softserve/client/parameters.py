@@ -10,6 +10,9 @@ from typing import Any, TypedDict
 from softserve.schema.keys import Role
 from softserve.schema.templates import Selection
 
+# With `role` and `content`.
+Message = Mapping[str, str]
+
 
 class AdapterParameters(TypedDict, total=False):
     """Either, both or none; None takes a template's own away."""
@@ -35,9 +38,12 @@ class SamplingParameters(FilterParameters, total=False):
     stop: str | Sequence[str] | None
     n: int | None
     ignore_eos: bool | None
+    json_schema: Mapping[str, Any] | None
+    regex: str | None
+    choice: Sequence[str] | None
 
 
-class PromptParameters(TypedDict, total=False):
+class ChatParameters(TypedDict, total=False):
     use_chat_template: bool
     system: str | None
 
@@ -50,14 +56,19 @@ class AnswerParameters(TypedDict, total=False):
 
 
 class GenerateParameters(
-    PromptParameters, AdapterParameters, SamplingParameters, AnswerParameters, total=False
+    ChatParameters, AdapterParameters, SamplingParameters, AnswerParameters, total=False
 ):
     """Of `generate` and `stream`, beside the prompt."""
 
+    messages: Sequence[Message] | Sequence[Sequence[Message]] | None
+    prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None
 
-class InspectParameters(PromptParameters, AdapterParameters, FilterParameters, total=False):
+
+class InspectParameters(ChatParameters, AdapterParameters, FilterParameters, total=False):
     """Of `inspect`, beside the prompt."""
 
+    messages: Sequence[Message] | None
+    prompt_token_ids: Sequence[int] | None
     num_tokens: int
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from app.cli.evaluation_tables import print_comparison
+from app.engine.generation import resolve_sampling
 from app.evaluation.bootstrap import difference, interval
 from app.evaluation.comparison import Comparison, compare, verdict
 from app.evaluation.measures import EvaluationError, Scored, measures
 from app.evaluation.report import Sample, html_report
 from app.evaluation.runner import Answered, Question, ask_all
-from app.evaluation.variants import combine, key_of, name_of
+from app.evaluation.variants import combine, is_random, key_of, name_of
 
 REFERENCES = [
     "Nora asks Piet to bring four chairs on Saturday.",
@@ -29,7 +31,7 @@ COMPLETIONS = [
     "Dinner moves, because they run late.",
     "",
 ]
-ROWS = [Scored(*pair) for pair in zip(COMPLETIONS, REFERENCES, strict=True)]
+ROWS = [Scored([each], reference) for each, reference in zip(COMPLETIONS, REFERENCES, strict=True)]
 
 
 def test_rouge_is_that_of_rouge_score() -> None:
@@ -53,7 +55,7 @@ def test_bleu_is_that_of_sacrebleu(num_rows: int) -> None:
 def test_exact_and_accuracy() -> None:
     (exact,) = measures("exact", ROWS)
     assert exact.score == 25.0
-    rows = [Scored("x", "yes", "yes"), Scored("yes", "yes", "no")]
+    rows = [Scored(["x"], "yes", "yes"), Scored(["yes"], "yes", "no")]
     (accuracy,) = measures("accuracy", rows)
     assert accuracy.score == 50.0
     with pytest.raises(EvaluationError, match="labels"):
@@ -63,7 +65,7 @@ def test_exact_and_accuracy() -> None:
 
 
 def _hits(*hits: int) -> list[Scored]:
-    return [Scored("a" if hit else "b", "a") for hit in hits]
+    return [Scored(["a" if hit else "b"], "a") for hit in hits]
 
 
 def test_an_interval_holds_the_score_and_narrows_with_rows() -> None:
@@ -87,10 +89,10 @@ def test_a_paired_difference() -> None:
 
 
 def _compared(*, skip: bool = False) -> Comparison:
-    good = [Answered(f"g{i}", each, prompt_tokens=10) for i, each in enumerate(REFERENCES)]
-    poor = [Answered(f"p{i}", each, num_dropped=1) for i, each in enumerate(COMPLETIONS)]
+    good = [Answered(f"g{i}", [each], prompt_tokens=10) for i, each in enumerate(REFERENCES)]
+    poor = [Answered(f"p{i}", [each], num_dropped=1) for i, each in enumerate(COMPLETIONS)]
     if skip:
-        poor[0] = Answered("p0", skipped="it does not fit")
+        poor[0] = Answered("p0", [], skipped="it does not fit")
     return compare(["a <b>", "poor"], [good, poor], REFERENCES, ["rouge", "bleu", "exact"], 0)
 
 
@@ -102,10 +104,11 @@ def test_a_comparison() -> None:
     assert "a <b>" in verdict(comparison)
     skipped = _compared(skip=True)
     assert (skipped.num_rows, skipped.num_skipped) == (3, 1)
+    assert [variant.num_skipped for variant in skipped.variants] == [0, 1]
 
 
 def test_no_row_that_every_variant_could_answer() -> None:
-    answers = [[Answered("a", "x")], [Answered("b", skipped="it does not fit")]]
+    answers = [[Answered("a", ["x"])], [Answered("b", [], skipped="it does not fit")]]
     with pytest.raises(EvaluationError, match="no row could be answered: it does not fit"):
         compare(["0 shots", "9 shots"], answers, ["x"], ["exact"], 0)
 
@@ -118,7 +121,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_name_in_the_table_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    print_comparison(compare(["[red] 1 shot"], [[Answered("a", "x")]], ["x"], ["exact"], 0))
+    print_comparison(compare(["[red] 1 shot"], [[Answered("a", ["x"])]], ["x"], ["exact"], 0))
     assert "[red] 1 shot" in capsys.readouterr().out.splitlines()[5]
 
 
@@ -134,7 +137,7 @@ def test_the_report_is_one_file_and_escapes_what_it_shows() -> None:
 
 
 def test_the_plot_of_a_report() -> None:
-    answers = [[Answered("g", "a")] * 4, [Answered("p", "b")] * 4]
+    answers = [[Answered("g", ["a"])] * 4, [Answered("p", ["b"])] * 4]
     page = html_report(compare(["good", "poor"], answers, ["a"] * 4, ["exact"], 0), [], "a title")
     assert '<rect y="7.0" width="100.0%" height="20" class="best"/>' in page
     assert '<rect y="41.0" width="0.0%" height="20"/>' in page
@@ -143,15 +146,62 @@ def test_the_plot_of_a_report() -> None:
 
 
 def test_variants() -> None:
-    variants = combine(["t"], [0, 1, "auto"], [None, "a"], [None, 0.7])
+    varied = {"shots": [0, 1, "auto"], "adapter": [None, "a"], "temperature": [0, 0.7]}
+    variants = combine(["t"], varied)
     assert len(variants) == 12
-    assert name_of(variants[0], variants) == "0 shots, template's adapter, temperature 0"
+    assert name_of(variants[0], variants) == "0 shots, no adapter, temperature 0"
     assert name_of(variants[7], variants) == "1 shot, a, temperature 0.7"
-    assert variants[7].body({"x": "y"}, 3) == {
+    assert variants[7].body({"x": "y"}, {}, 3, 1) == {
         "inputs": {"x": "y"}, "shots": 1, "adapter": "a", "temperature": 0.7, "seed": 3,
     }  # fmt: skip
-    (base,) = combine(["t"], [0], ["none"], [0.0])
-    assert base.body({}, 3) == {"inputs": {}, "shots": 0, "adapter": None, "temperature": 0.0}
+    assert variants[7].body({}, {}, 3, 4)["n"] == 4
+    (base,) = combine(["t"], {"shots": [0], "adapter": [None], "temperature": [0.0]})
+    greedy = {"inputs": {}, "shots": 0, "adapter": None, "temperature": 0.0}
+    assert base.body({}, {}, 3, 4) == base.body({}, {"top_k": 3}, 3, 4) == greedy
+    assert name_of(base, [base]) == "0 shots"
+
+
+def test_a_template_that_samples() -> None:
+    (variant,) = combine(["t"], {"shots": [0]})
+    assert variant.body({}, {"top_p": 0.9}, 3, 2) == {"inputs": {}, "shots": 0, "seed": 3, "n": 2}
+    (own,) = combine(["t"], {"shots": [0], "seed": [7], "top_k": [5]})
+    assert own.body({}, {}, 3, 1)["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("controls", "random"),
+    [
+        ({}, False),
+        ({"temperature": 0.0, "top_k": 3}, False),
+        ({"temperature": 0.7}, True),
+        ({"top_k": 3}, True),
+        ({"min_p": None, "max_new_tokens": 3}, False),
+    ],
+)
+def test_what_is_sampled(controls: dict[str, Any], random: bool) -> None:
+    """The server's own rule."""
+    assert is_random(controls) is random
+    if random or "top_k" not in controls:
+        assert resolve_sampling(**controls).greedy is not random
+
+
+def test_several_samples_of_a_row_are_their_mean() -> None:
+    rows = [Scored(["yes", "no"], "yes"), Scored(["no", "no"], "yes")]
+    assert measures("exact", rows)[0].score == 25.0
+    pairs = [Scored([each, each], reference) for each, reference in
+             zip(COMPLETIONS, REFERENCES, strict=True)]  # fmt: skip
+    for metric in ("rouge", "exact"):
+        for once, twice in zip(measures(metric, ROWS), measures(metric, pairs), strict=True):
+            assert twice.score == pytest.approx(once.score, abs=1e-12)
+    (bleu,) = measures("bleu", pairs)
+    twice_the_corpus = sacrebleu.corpus_bleu(
+        [each for each in COMPLETIONS for _ in "ab"],
+        [[each for each in REFERENCES for _ in "ab"]],
+    )
+    assert bleu.score == pytest.approx(twice_the_corpus.score, abs=1e-12)
+
+
+def test_a_key_of_a_question() -> None:
     assert key_of("m", {"a": 1, "b": 2}, "r") == key_of("m", {"b": 2, "a": 1}, "r")
     assert key_of("m", {"a": 1}, "r") != key_of("m", {"a": 1}, "s")
 
@@ -171,7 +221,7 @@ async def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
         asked.append(question.key)
         if len(asked) == 6:
             raise EvaluationError("the server has gone")
-        return Answered(question.key, completion=question.key)
+        return Answered(question.key, [question.key])
 
     with pytest.raises(EvaluationError, match="gone"):
         await ask_all(questions, ask, file, 3, lambda: None)
@@ -186,8 +236,8 @@ async def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     answers = await ask_all(questions, ask, file, 2, lambda: seen.append(1))
     assert sorted(asked) == sorted({f"k{i}" for i in range(10)} - set(kept))
     assert len(seen) == 10
-    assert {key: each.completion for key, each in answers.items()} == {
-        f"k{i}": f"k{i}" for i in range(10)
+    assert {key: each.completions for key, each in answers.items()} == {
+        f"k{i}": [f"k{i}"] for i in range(10)
     }
     asked.clear()
     await ask_all(questions, ask, file, 2, lambda: None)
@@ -199,7 +249,7 @@ async def test_a_line_separator_in_a_completion_ends_no_line(tmp_path: Path) -> 
 
     async def ask(question: Question) -> Answered:
         asked.append(question.key)
-        return Answered(question.key, completion="a\u2028b\x85c")
+        return Answered(question.key, ["a\u2028b\x85c"])
 
     questions = [Question("k0", {}), Question("k1", {})]
     first = await ask_all(questions, ask, tmp_path / "x", 1, lambda: None)

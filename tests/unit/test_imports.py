@@ -20,6 +20,15 @@ def test_a_client_loads_neither_the_server_nor_numpy() -> None:
 
     assert "httpx" in loaded
     assert loaded & {"app", "numpy", "fastapi", "structlog", "transformers", "vllm"} == set()
+    assert loaded & {"typer", "rich", "yaml", "prometheus_client"} == set()
+
+
+def test_the_entry_loads_nothing_that_may_be_missing() -> None:
+    """It has to say what to install."""
+    loaded = _loaded_by("app.cli.entry")
+
+    assert "app" in loaded
+    assert loaded & {"typer", "rich", "softserve", "httpx", "pydantic"} == set()
 
 
 def test_the_help_waits_for_no_command() -> None:

@@ -18,14 +18,15 @@ TIMEOUT_SECONDS = 20.0
 
 
 @contextmanager
-def served(folder: Path, **settings: Any) -> Iterator[str]:
+def served(folder: Path, engine: FakeEngine | None = None, **settings: Any) -> Iterator[str]:
     """The URL of a server whose files are in this folder."""
     own: dict[str, Any] = {
         "adapter_store": folder / "store",
         "adapter_dir": folder / "adapters",
         "template_dir": folder / "templates",
     }
-    app = create_app(Settings(**own | settings), FakeEngine(), lambda error: None, lambda: None)
+    engine = engine or FakeEngine()
+    app = create_app(Settings(**own | settings), engine, lambda error: None, lambda: None)
     # The server's own log would be taken for what a command prints.
     with structlog.testing.capture_logs(), app_in_thread(app) as url:
         _wait_until_ready(url)

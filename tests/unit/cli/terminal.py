@@ -25,8 +25,8 @@ class Terminal:
         )
         os.close(its)
 
-    def type(self, line: str) -> None:
-        os.write(self._own, line.encode() + b"\n")
+    def type(self, text: str) -> None:
+        os.write(self._own, text.encode())
 
     def read_until(self, text: str) -> str:
         """What is shown up to there. Fails if the command ends first, or shows nothing for long."""

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from app.cli.adapter_tables import print_adapter, print_adapters
+from app.cli.adapter_tables import adapters_view, print_adapter
+from app.cli.console import PIPE_WIDTH, stdout
 from softserve.schema.adapters import AdapterOut
 
 FIRST, SECOND = "9f86d081884c7d65" * 4, "60303ae22b998861" * 4
@@ -64,9 +65,10 @@ ADAPTERS = [
 ]
 
 
-def _list(*adapters: dict[str, Any], width: int) -> list[str]:
+def _list(*adapters: dict[str, Any], width: int, with_retired: bool = False) -> list[str]:
     console = Console(file=StringIO(), width=width)
-    print_adapters([AdapterOut.model_validate(each) for each in adapters], console)
+    listed = [AdapterOut.model_validate(each) for each in adapters]
+    console.print(adapters_view(listed, console, with_retired=with_retired))
     return _lines(console)
 
 
@@ -92,32 +94,28 @@ def _an_hour_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 WIDE = f"""\
-name                  kind                              KL live         versions    size loaded requests
-{"─" * 104}
-legal-summary                                              not served          0           ·           0
-support-intent-lora   LoRA, rank 8                   0.173 60303ae22b99        2  1.8 MB   ✓          34
-support-intent-prompt soft prompt, 20 virtual tokens 0.173 9f86d081884c        1 46.2 kB   ·       1,234
+name                  kind                 KL live         versions    size loaded requests
+{"─" * 91}
+legal-summary                                 not served          0                       0
+support-intent-lora   LoRA, rank 8      0.173 60303ae22b99        2  1.8 MB   ✓          34
+support-intent-prompt prompt, 20 tokens 0.173 9f86d081884c        1 46.2 kB   ·       1,234
 
 legal-summary is rejected: its rank is 64 and the limit is 32: lower it
-"""  # noqa: E501 (a wide terminal)
+"""
 
 
 def test_a_list() -> None:
-    assert _list(*ADAPTERS, width=104) == WIDE.splitlines()
+    assert _list(*ADAPTERS, width=91) == WIDE.splitlines()
 
 
 def test_a_list_at_80_columns() -> None:
-    """The kind stands below the name."""
+    """What is least needed has no room, and an adapter is one line."""
     assert _list(*ADAPTERS, width=80) == [
-        "name                             live         versions    size loaded requests",
-        "─" * 78,
-        "legal-summary                    not served          0           ·           0",
-        "support-intent-lora              60303ae22b99        2  1.8 MB   ✓          34",
-        "  LoRA, rank 8",
-        "  KL 0.173",
-        "support-intent-prompt            9f86d081884c        1 46.2 kB   ·       1,234",
-        "  soft prompt, 20 virtual tokens",
-        "  KL 0.173",
+        "name                  kind              live         versions loaded requests",
+        "─" * 77,
+        "legal-summary                           not served          0               0",
+        "support-intent-lora   LoRA, rank 8      60303ae22b99        2   ✓          34",
+        "support-intent-prompt prompt, 20 tokens 9f86d081884c        1   ·       1,234",
         "",
         "legal-summary is rejected: its rank is 64 and the limit is 32: lower it",
     ]
@@ -125,20 +123,29 @@ def test_a_list_at_80_columns() -> None:
 
 def test_a_list_on_a_narrow_terminal() -> None:
     """Names break, and nothing is cut off."""
-    assert _list(*ADAPTERS[1:], width=60) == [
-        "name           live         versions    size loaded requests",
-        "─" * 60,
-        "support-intent 60303ae22b99        2  1.8 MB   ✓          34",
-        "-lora",
-        "  LoRA, rank 8",
-        "  KL 0.173",
-        "support-intent 9f86d081884c        1 46.2 kB   ·       1,234",
-        "-prompt",
-        "  soft prompt,",
-        "  20 virtual",
-        "  tokens",
-        "  KL 0.173",
+    assert _list(*ADAPTERS[1:], width=40) == [
+        "name              live         requests",
+        "─" * 40,
+        "support-intent-lo 60303ae22b99       34",
+        "ra",
+        "support-intent-pr 9f86d081884c    1,234",
+        "ompt",
     ]
+
+
+def test_200_adapters_at_80_columns() -> None:
+    """A line each, one for all that are retired, and none is too long."""
+    live = [adapter(f"support-intent-{i:03}", version(FIRST)) for i in range(150)]
+    retired = [adapter(f"retired-{i:02}", version(FIRST, live=False)) for i in range(50)]
+    lines = _list(*live, *retired, width=80)
+    assert len(lines) == 2 + 150 + 2
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == (
+        "50 retired: retired-00 and 49 more; `softserve adapter rollback NAME` brings one back"
+    )
+    everything = _list(*live, *retired, width=80, with_retired=True)
+    assert len(everything) == 2 + 200
+    assert sum(line.startswith("retired-") for line in everything) == 50
 
 
 def test_the_longest_name_at_80_columns() -> None:
@@ -148,7 +155,9 @@ def test_the_longest_name_at_80_columns() -> None:
 
 
 def test_a_list_in_a_pipe_has_a_line_an_adapter(capsys: pytest.CaptureFixture[str]) -> None:
-    print_adapters([AdapterOut.model_validate(each) for each in ADAPTERS])
+    console = stdout()
+    assert console.width == PIPE_WIDTH
+    console.print(adapters_view([AdapterOut.model_validate(each) for each in ADAPTERS], console))
     assert capsys.readouterr().out == WIDE
 
 
@@ -217,17 +226,13 @@ def test_what_is_shown_is_of_the_live_version() -> None:
 )
 def test_why_something_is_not_served(shown: dict[str, Any], sentence: str) -> None:
     assert _show(shown, 200)[-1] == sentence
-    assert _list(shown, width=200)[-1] == sentence
 
 
 def test_a_reason_of_several_is_told_once() -> None:
     gone = [adapter(name, version(FIRST, live=False)) for name in ("a", "b", "c")]
     large = [adapter(name, rejected="its rank is 64: lower it") for name in ("d", "e")]
     assert _list(*gone, *large, width=200)[-3:] == [
-        (
-            "a, b and c are not served: their folders are gone; put them back, or use `softserve "
-            "adapter rollback NAME`"
-        ),
+        "3 retired: a, b, c; `softserve adapter rollback NAME` brings one back",
         "",
         "d and e are rejected: its rank is 64: lower it",
     ]
@@ -288,4 +293,4 @@ def test_what_was_not_measured() -> None:
     shown = adapter("old", version(FIRST, effect=None))
 
     assert _show(shown)[2] == "effect: not measured; add it again to have it measured"
-    assert _list(shown, width=60)[3] == "  LoRA, rank 8"
+    assert _list(shown, width=200)[2].split()[:4] == ["old", "LoRA,", "rank", "8"]

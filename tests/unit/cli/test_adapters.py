@@ -179,7 +179,7 @@ def test_add_shows_its_progress_on_a_terminal(server: Server, folder: Path) -> N
     result = _run(server, "add", "my-task", folder, **terminal)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stderr)
     bars, checking = shown.split("the server checks and loads it", 1)
-    assert re.search(r"adapter_model\.safetensors ━+ 2\.0/2\.0 kB", bars)
+    assert re.search(r"trained ━+ 2\.1/2\.1 kB", bars)
     assert "━" not in checking
     assert result.stdout == f"my-task is live: LoRA, rank 8, version 9f86d081884c.\n{EFFECT}\n"
 
@@ -308,7 +308,7 @@ def test_no_server(command: list[str]) -> None:
 def test_another_kind_of_server(server: Server, command: list[str]) -> None:
     server.answers = dict.fromkeys(("GET", "PUT", "POST", "DELETE"), (404, {"detail": "Not Found"}))
     assert _refused(_run(server, *command)).endswith(
-        "does not answer as softserve does: check --url"
+        "does not answer as softserve does: check the URL"
     )
 
 

@@ -1,4 +1,4 @@
-"""`pip install softserve` alone: what talks to a server runs, the rest says what to install."""
+"""`softserve` alone has the client, `softserve[cli]` what talks to a server; the rest says so."""
 
 import re
 import subprocess
@@ -25,9 +25,8 @@ class NotInstalled:
 
 absent = set(sys.argv.pop(1).split())
 sys.meta_path.insert(0, NotInstalled)
-from app.cli.main import cli
-cli()
 """
+COMMAND_LINE = "from app.cli.entry import main; main()"
 
 
 def _normal(requirement: str) -> str:
@@ -54,24 +53,42 @@ def _with_what_they_need(requirements: list[str]) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def absent() -> str:
-    """Every module of this environment that the client's own dependencies do not bring."""
+def _absent(*extras: str) -> set[str]:
+    """Every module of this environment that an installation with these extras does not have."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    present = _with_what_they_need(project["dependencies"])
-    modules = {
+    optional = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(each for extra in extras for each in optional[extra])]
+    present = _with_what_they_need(asked)
+    return {
         module
         for module, distributions in metadata.packages_distributions().items()
         if not present & set(map(_normal, distributions)) and module not in {"app", "softserve"}
     }
+
+
+@pytest.fixture(scope="module")
+def absent() -> str:
+    """What `softserve[cli]` does not bring."""
+    modules = _absent("cli")
     assert {"numpy", "fastapi", "transformers", "pydantic_settings", "structlog"} <= modules
     assert modules & {"httpx", "pydantic", "rich", "typer", "yaml"} == set()
     return " ".join(modules)
 
 
-def _run(absent: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def absent_of_the_client() -> str:
+    """What `softserve` alone does not bring."""
+    modules = _absent()
+    assert {"rich", "typer", "yaml", "prometheus_client", "numpy"} <= modules
+    assert modules & {"httpx", "pydantic"} == set()
+    return " ".join(modules)
+
+
+def _run(
+    absent: str, *arguments: str, program: str = COMMAND_LINE
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", RUN_WITHOUT, absent, *arguments],
+        [sys.executable, "-c", RUN_WITHOUT + program, absent, *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -115,6 +132,8 @@ def test_a_check_that_cannot_be_made_is_no_refusal(absent: str) -> None:
         ["key", "list"],
         ["key", "create", "x"],
         ["key", "revoke", "x"],
+        ["generate", "hello"],
+        ["top", "--once"],
     ],
     ids=lambda command: " ".join(command[:2]),
 )
@@ -131,3 +150,28 @@ def test_what_needs_nothing_runs(absent: str, command: list[str]) -> None:
     done = _run(absent, *command)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_client_alone(absent_of_the_client: str) -> None:
+    program = (
+        "from softserve.client import Client, Unreachable\n"
+        "try:\n"
+        "    Client('http://127.0.0.1:1', retry_seconds=0).generate('hello')\n"
+        "except Unreachable as error:\n"
+        "    print(error)\n"
+    )
+    done = _run(absent_of_the_client, program=program)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("no answer from http://127.0.0.1:1 (")
+
+
+@pytest.mark.parametrize("command", [[], ["--help"], ["generate", "hello"]], ids=" ".join)
+def test_the_command_line_says_what_it_needs(absent_of_the_client: str, command: list[str]) -> None:
+    done = _run(absent_of_the_client, *command)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "softserve: the command line needs typer, which is not there: pip install "
+        "'softserve[cli]', or 'softserve[cpu]' or 'softserve[cuda]' for the server too\n"
+    )

@@ -149,7 +149,7 @@ def test_inspect_sends_what_was_given(answers: type[Answers]) -> None:
     assert answers.received == [
         (
             "/inspect",
-            {"prompt": "The sky is", "top_k": 2, "num_tokens": 4, "use_chat_template": False},
+            {"prompt": "The sky is", "top_k": 2, "num_tokens": 4},
         )
     ]
 
@@ -171,8 +171,13 @@ def test_inspect_sends_every_control(answers: type[Answers]) -> None:
         "soft_prompt": "my-prompt",
         "use_chat_template": True,
         "system": "be kind",
-        "num_tokens": 10,
     }
+
+
+def test_inspect_as_json(answers: type[Answers]) -> None:
+    answers.body = json.dumps(ANSWER).encode()
+    result = _inspect(answers, "--json")
+    assert json.loads(result.stdout)["tokens"] == ANSWER["tokens"]
 
 
 def test_inspect_tells_the_servers_sentence(answers: type[Answers]) -> None:
@@ -199,7 +204,7 @@ def test_inspect_asks_another_kind_of_server(
     answers.status, answers.body = status, body
     result = _inspect(answers)
     assert result.exit_code == 1
-    assert result.stderr.endswith("does not answer as softserve does: check --url\n")
+    assert result.stderr.endswith("does not answer as softserve does: check the URL\n")
 
 
 def test_inspect_without_a_server() -> None:
@@ -207,7 +212,7 @@ def test_inspect_without_a_server() -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("softserve: no answer from http://127.0.0.1:1 (")
     assert result.stderr.endswith(
-        "): start a server with `softserve serve`, or name another with --url\n"
+        "): start a server with `softserve serve`, or name the URL of another\n"
     )
 
 

@@ -145,6 +145,13 @@ def test_a_template_of_this_machine(url: str, data: Path, tmp_path: Path) -> Non
         (["--shots", "few"], "--shots has 'few'"),
         (["--shots", "7"], "shots asks for 7 examples and there are 2"),
         (["--temperature", "hot"], "--temperature has 'hot'"),
+        (["--soft-prompt", "none-such"], "no adapter is called 'none-such'"),
+        (["--vary", "mood=1"], "--vary has 'mood=1': write CONTROL=A,B, with one of"),
+        (["--vary", "top_k"], "--vary has 'top_k': write CONTROL=A,B"),
+        (["--vary", "top_k="], "--vary top_k is empty"),
+        (["--vary", "top_k=0"], "--vary top_k has '0': it must be greater than or equal to 1"),
+        (["--vary", "temperature=1", "--temperature", "0"], "temperature is varied twice"),
+        (["--samples", "2"], "--samples 2 would repeat one text"),
         (["--template", "none"], "no template is called 'none'"),
         (["--template", "none.yaml"], "none.yaml cannot be read"),
         (["--adapter", "none-such"], "no adapter is called 'none-such'"),
@@ -164,6 +171,37 @@ def test_an_evaluation_that_cannot_be(
     result = CliRunner().invoke(cli, ["evaluate", *own, *results, *given])
     assert result.exit_code == 1
     assert sentence in " ".join(result.stderr.split()), result.output
+
+
+def test_any_control_is_varied(url: str, data: Path) -> None:
+    result = evaluate(
+        url, data, "--shots", "1", "--metrics", "exact", "--vary", "top_k=1,40", "--vary",
+        "top-p=0.5,0.9", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    names = [variant["name"] for variant in json.loads(result.stdout)["variants"]]
+    assert names == [
+        f"1 shot, top_k {top_k}, top_p {top_p}" for top_k in (1, 40) for top_p in (0.5, 0.9)
+    ]
+    kept = data.with_name("results.jsonl").read_text().splitlines()
+    assert len(kept) == 4 * 3
+
+
+def test_several_samples_a_row(url: str, data: Path) -> None:
+    arguments = ["--shots", "1", "--metrics", "exact", "--samples", "3"]
+    result = evaluate(url, data, *arguments, "--temperature", "0,0.7")
+    assert result.exit_code == 0, result.output
+    kept = map(json.loads, data.with_name("results.jsonl").read_text().splitlines())
+    assert sorted(len(each["completions"]) for each in kept) == [1, 1, 1, 3, 3, 3]
+
+
+def test_a_list_in_json_may_hold_commas(url: str, data: Path) -> None:
+    result = evaluate(
+        url, data, "--shots", "0", "--metrics", "exact", "--vary", 'stop=["x,y", "="]', "--json"
+    )
+    assert result.exit_code == 0, result.output
+    names = [variant["name"] for variant in json.loads(result.stdout)["variants"]]
+    assert names == ["0 shots, stop x,y", "0 shots, stop ="]
 
 
 def test_a_line_separator_in_the_data_ends_no_row(url: str, data: Path) -> None:
@@ -221,4 +259,5 @@ def test_rows_that_do_not_fit_are_left_out(url: str, data: Path) -> None:
     result = evaluate(url, data, "--shots", "0", "--metrics", "exact")
     assert result.exit_code == 0, result.output
     assert "1 rows were left out" in result.stdout
+    assert "0 shots: 1 refused" in result.stdout
     assert "left out: line 2 is refused: inputs with zero" in result.stderr
