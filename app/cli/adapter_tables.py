@@ -18,6 +18,7 @@ from app.cli.name_tables import (
     grouped,
     is_retired,
     listing,
+    mark,
     plain,
     rejection,
     table_of_names,
@@ -120,8 +121,8 @@ def _versions(adapter: AdapterOut) -> Table:
     for version in adapter.versions:
         table.add_row(
             short(version.version),
-            _mark(version.live),
-            _mark(version.loaded),
+            mark(version.live),
+            mark(version.loaded),
             f"{version.created_at.astimezone():%Y-%m-%d %H:%M}",
             _size(version),
             _kl_divergence(version),
@@ -143,10 +144,6 @@ def _warnings(adapters: Sequence[AdapterOut]) -> list[str]:
 
 def _size(version: VersionOut) -> str:
     return filesize.decimal(version.size_bytes)
-
-
-def _mark(true: bool) -> Text:
-    return Text("✓", style="green") if true else Text("·", style="dim")
 
 
 def _of_version(
@@ -175,6 +172,6 @@ COLUMNS: list[Column[AdapterOut]] = [
     Column("live", lambda adapter: short(adapter.live) if adapter.live else "not served"),
     Column("versions", lambda adapter: f"{len(adapter.versions)}", "right", drop=2),
     Column("size", _of_version(_size), "right", drop=4),
-    Column("loaded", _of_version(lambda version: _mark(version.loaded)), "center", drop=3),
+    Column("loaded", _of_version(lambda version: mark(version.loaded)), "center", drop=3),
     Column("requests", lambda adapter: f"{adapter.requests:,}", "right"),
 ]

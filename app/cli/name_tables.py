@@ -92,6 +92,10 @@ def plain(text: str) -> Text:
     return Text("".join(each if each.isprintable() else "\ufffd" for each in text))
 
 
+def mark(true: bool) -> Text:
+    return Text("✓", style="green") if true else Text("·", style="dim")
+
+
 def table_of_names() -> Table:
     return Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
 

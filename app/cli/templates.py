@@ -10,7 +10,7 @@ from app.cli.canary import Live, add_commands, beside
 from app.cli.connection import DEFAULT_URL, Json, Key, Url, Version, connected, print_json
 from app.cli.console import fail, stdout
 from app.cli.name_tables import All
-from app.cli.template_tables import templates_view
+from app.cli.template_tables import print_template, templates_view
 from app.cli.watching import Watch, watch
 from app.errors import TemplateRejected
 from app.templates.source import read_template, yaml_of
@@ -53,18 +53,23 @@ def show(
     as_yaml: Annotated[
         bool, typer.Option("--yaml", help="Only the content, as a file for `template add`.")
     ] = False,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
-    """Show a template's content, as JSON, and its versions."""
+    """Show a template's content, and its versions, newest first."""
     with connected(url, key) as client:
         answer = client.templates.show(name)
     if as_yaml:
         if answer.template is None:
             raise fail(f"{name} is not served, so it has no content: {answer.rejected}")
         typer.echo(yaml_of(answer.template), nl=False)
-        return
-    print_json(answer)
+    elif as_json:
+        print_json(answer)
+    else:
+        print_template(answer)
+        if answer.template is not None:
+            typer.echo("\n" + yaml_of(answer.template), nl=False)
 
 
 @cli.command()

@@ -12,7 +12,7 @@ wrong is a `ClientError` (errors.py). docs/client.md shows more.
 
 from typing import Self
 
-from softserve.client.call import Call, as_model
+from softserve.client.call import Answer, Call, as_model
 from softserve.client.connection import AsyncConnection, Connection
 from softserve.client.errors import (
     ClientError,
@@ -92,6 +92,10 @@ class Client(Server[Connection]):
     def close(self) -> None:
         self._connection.close()
 
+    def send(self, call: Call[Answer]) -> Answer:
+        """Ask for what has no operation."""
+        return self._connection.send(call)
+
 
 class AsyncClient(Server[AsyncConnection]):
     """A running server that is asked many things at once."""
@@ -106,3 +110,7 @@ class AsyncClient(Server[AsyncConnection]):
 
     async def close(self) -> None:
         await self._connection.close()
+
+    async def send(self, call: Call[Answer]) -> Answer:
+        """Ask for what has no operation."""
+        return await self._connection.send(call)

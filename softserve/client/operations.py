@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Unpack
 
-from softserve.client.call import Answer, Call, as_model, as_nothing, as_text
+from softserve.client.call import Call, as_model, as_nothing, as_text
 from softserve.client.connection import Options
 from softserve.client.errors import InvalidRequest
 from softserve.client.operation import Group, Link, operation, streaming
@@ -296,11 +296,6 @@ class Server(Group[Link]):
     def drain(self) -> Call[Health]:
         """End the server: what runs may finish."""
         return Call("POST", "/drain", as_model(Health))
-
-    @operation
-    def send(self, call: Call[Answer]) -> Call[Answer]:
-        """Any other call."""
-        return call
 
 
 def _path(family: str, what: str, name: str) -> str:

@@ -49,11 +49,12 @@ def test_templates_are_listed_shown_added_rolled_back_and_removed(url: str, tmp_
     for instruction in ("one", "two"):
         file.write_text(YAML + f"instruction: {instruction}")
         assert run(url, "template", "add", "new", file).stdout.startswith("new is live: version ")
-    shown = json.loads(run(url, "template", "show", "new").stdout)
+    shown = json.loads(run(url, "template", "show", "new", "--json").stdout)
     assert shown["template"]["instruction"] == "two"
     assert run(url, "template", "rollback", "new").exit_code == 0
     assert (
-        json.loads(run(url, "template", "show", "new").stdout)["template"]["instruction"] == "one"
+        json.loads(run(url, "template", "show", "new", "--json").stdout)["template"]["instruction"]
+        == "one"
     )
     back = run(url, "template", "rollback", "new", "--version", shown["live"][:8])
     assert shown["live"][:8] in back.stdout
@@ -62,12 +63,21 @@ def test_templates_are_listed_shown_added_rolled_back_and_removed(url: str, tmp_
     assert (gone.exit_code, "no template is called 'new'" in gone.stderr) == (1, True)
 
 
+def test_a_template_is_shown(url: str) -> None:
+    heading, _, rest = run(url, "template", "show", "mood").stdout.partition("\n\n")
+    assert heading == "mood: The mood of a text."
+    table, _, content = rest.partition("\n\n")
+    assert table.splitlines()[0].split() == ["version", "live", "created", "source"]
+    assert table.splitlines()[2].endswith(" template_dir")
+    assert content == run(url, "template", "show", "mood", "--yaml").stdout
+
+
 def test_what_is_shown_as_yaml_can_be_added(url: str, tmp_path: Path) -> None:
-    shown = json.loads(run(url, "template", "show", "mood").stdout)
+    shown = json.loads(run(url, "template", "show", "mood", "--json").stdout)
     file = tmp_path / "copy.yaml"
     file.write_text(run(url, "template", "show", "mood", "--yaml").stdout)
     assert run(url, "template", "add", "copy", file).exit_code == 0
-    copy = json.loads(run(url, "template", "show", "copy").stdout)
+    copy = json.loads(run(url, "template", "show", "copy", "--json").stdout)
     assert (copy["live"], copy["template"]) == (shown["live"], shown["template"])
     assert run(url, "template", "remove", "copy").exit_code == 0
 

@@ -1,4 +1,4 @@
-"""The keyword arguments are the fields of the requests: none is missing, and each takes its kind."""
+"""The keyword arguments are the fields of the requests: all of them, each of its kind."""
 
 from typing import Any, get_type_hints
 
