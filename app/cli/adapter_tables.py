@@ -43,7 +43,7 @@ def adapters_view(
     """The answer of `GET /adapters`: a row an adapter, then what to know of some of them."""
     if not adapters:
         return Text(NO_ADAPTERS)
-    listed = listing(adapters, COLUMNS, "adapter", console, with_retired=with_retired)
+    listed = listing(adapters, COLUMNS, console, with_retired=with_retired)
     return apart([*listed, *map(plain, _warnings(adapters))])
 
 

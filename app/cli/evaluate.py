@@ -262,7 +262,7 @@ def _varied(given: Mapping[str, str | None], vary: Sequence[str]) -> dict[str, l
 
 
 def _values(name: str, option: str, text: str) -> list[Any]:
-    values = []
+    values: list[Any] = []
     for each in _list(text):
         if name in ADAPTER_FIELDS and each == NO_ADAPTER:
             values.append(None)

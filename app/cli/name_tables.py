@@ -36,7 +36,6 @@ class Column(Generic[Named]):
 def listing(
     names: Sequence[Named],
     columns: Sequence[Column[Named]],
-    command: str,
     console: Console,
     *,
     with_retired: bool,
@@ -46,7 +45,7 @@ def listing(
     shown = names if with_retired else [each for each in names if not is_retired(each)]
     parts: list[RenderableType] = [_fitting(shown, columns, console)] if shown else []
     if retired and not with_retired:
-        parts.append(_retired(retired, command, console.width))
+        parts.append(_retired(retired, console.width))
     tries = (sentence for each in names for sentence in tried(each))
     rejections = grouped(
         shown,
@@ -134,16 +133,17 @@ def _natural_width(table: Table, console: Console) -> int:
     return console.measure(table, options=options).maximum
 
 
-def _retired(names: Sequence[NameFields], command: str, width: int) -> Text:
+def _retired(names: Sequence[NameFields], width: int) -> Text:
     """One line, however many they are."""
-    advice = f"; `softserve {command} rollback NAME` brings one back"
-    for num_named in range(len(names), -1, -1):
-        named = ", ".join(each.name for each in names[:num_named])
-        more = f" and {len(names) - num_named} more" if num_named < len(names) else ""
-        line = f"{len(names)} retired: {named}{more}{advice}"
-        if len(line) <= width:
-            break
-    return plain(line)
+    lines = (_naming(names, num_named) for num_named in range(len(names), 0, -1))
+    shortest = f"{len(names)} retired (--all)"
+    return plain(next((line for line in lines if len(line) <= width), shortest))
+
+
+def _naming(names: Sequence[NameFields], num_named: int) -> str:
+    named = ", ".join(each.name for each in names[:num_named])
+    more = f" and {len(names) - num_named} more" if num_named < len(names) else ""
+    return f"{len(names)} retired: {named}{more} (--all shows a row each)"
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ def templates_view(
     """The answer of `GET /icl/templates`: a row a template."""
     if not templates:
         return Text(NO_TEMPLATES)
-    return apart(listing(templates, COLUMNS, "template", console, with_retired=with_retired))
+    return apart(listing(templates, COLUMNS, console, with_retired=with_retired))
 
 
 def print_template(template: TemplateOut) -> None:

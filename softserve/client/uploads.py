@@ -50,8 +50,8 @@ class _Counted(io.FileIO):
         self._on_read = on_read
 
     def read(self, size: int | None = -1, /) -> bytes:
-        chunk = super().read(size) or b""
-        self._on_read(len(chunk))
+        if chunk := super().read(size) or b"":
+            self._on_read(len(chunk))
         return chunk
 
 

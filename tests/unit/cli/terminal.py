@@ -24,18 +24,18 @@ class Terminal:
             start_new_session=True,
         )
         os.close(its)
+        self._seen = ""
 
     def type(self, text: str) -> None:
         os.write(self._own, text.encode())
 
-    def read_until(self, text: str) -> str:
-        """What is shown up to there. Fails if the command ends first, or shows nothing for long."""
-        seen = ""
-        while text not in seen:
+    def read_until(self, text: str) -> None:
+        """Go on to there. Fails if the command ends first, or shows nothing for long."""
+        while text not in self._seen:
             readable, _, _ = select.select([self._own], [], [], TIMEOUT_SECONDS)
-            assert readable, seen
-            seen += os.read(self._own, 65536).decode(errors="replace")
-        return seen
+            assert readable, self._seen
+            self._seen += os.read(self._own, 65536).decode(errors="replace")
+        self._seen = self._seen.partition(text)[2]
 
     def close(self) -> None:
         self.process.kill()

@@ -123,9 +123,9 @@ def test_a_list_at_80_columns() -> None:
 
 def test_a_list_on_a_narrow_terminal() -> None:
     """Names break, and nothing is cut off."""
-    assert _list(*ADAPTERS[1:], width=40) == [
+    assert _list(*ADAPTERS[1:], width=39) == [
         "name              live         requests",
-        "─" * 40,
+        "─" * 39,
         "support-intent-lo 60303ae22b99       34",
         "ra",
         "support-intent-pr 9f86d081884c    1,234",
@@ -232,7 +232,7 @@ def test_a_reason_of_several_is_told_once() -> None:
     gone = [adapter(name, version(FIRST, live=False)) for name in ("a", "b", "c")]
     large = [adapter(name, rejected="its rank is 64: lower it") for name in ("d", "e")]
     assert _list(*gone, *large, width=200)[-3:] == [
-        "3 retired: a, b, c; `softserve adapter rollback NAME` brings one back",
+        "3 retired: a, b, c (--all shows a row each)",
         "",
         "d and e are rejected: its rank is 64: lower it",
     ]

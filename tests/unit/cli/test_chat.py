@@ -74,7 +74,7 @@ def test_controls(url: str) -> None:
     [
         ("/set temperature hot", "temperature must be a valid number\n"),
         ("/set temperature 7", "temperature must be less than or equal to 2\n"),
-        ("/set mood good", "there is no control mood: choose from adapter, "),
+        ("/set mood good", "there is no control mood: choose from "),
         ("/set n 3", "there is no control n: choose from "),
         ("/no-such-command", "/set NAME VALUE: a control"),
         ("/help", "/undo: take the last turn back"),

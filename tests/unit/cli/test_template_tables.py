@@ -45,7 +45,7 @@ def test_a_list() -> None:
     assert shown(template("review-topic", description=LONG), rejected) == [
         "name         live         versions examples description",
         "─" * 80,
-        "review-topic 9f86d081884c        1        6 Says what a review is about, in on…",
+        "review-topic 9f86d081884c        1        6 Says what a review is about, in one…",
         "broken       not served          0        6",
         "",
         "broken is rejected: it is not YAML: correct it",
@@ -58,7 +58,7 @@ def test_200_templates_at_80_columns() -> None:
     lines = shown(*live, *retired)
     assert len(lines) == 2 + 150 + 2
     assert max(map(len, lines)) <= 80
-    assert lines[-1].startswith("50 retired: retired-00 and ")
+    assert lines[-1].startswith("50 retired: retired-00, retired-01")
     assert len(shown(*live, *retired, with_retired=True)) == 2 + 200
 
 
