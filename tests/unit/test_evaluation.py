@@ -36,7 +36,7 @@ ROWS = [Scored([each], reference) for each, reference in zip(COMPLETIONS, REFERE
 
 def test_rouge_is_that_of_rouge_score() -> None:
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-    scored = [scorer.score(row.reference, row.completion) for row in ROWS]
+    scored = [scorer.score(row.reference, row.completions[0]) for row in ROWS]
     ours = {measure.name: measure.score for measure in measures("rouge", ROWS)}
     assert len(ours) == 9
     for kind, name in (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L")):

@@ -20,7 +20,7 @@ def test_a_client_loads_neither_the_server_nor_numpy() -> None:
 
     assert "httpx" in loaded
     assert loaded & {"app", "numpy", "fastapi", "structlog", "transformers", "vllm"} == set()
-    assert loaded & {"typer", "rich", "yaml", "prometheus_client"} == set()
+    assert loaded & {"typer", "yaml", "prometheus_client"} == set()
 
 
 def test_the_entry_loads_nothing_that_may_be_missing() -> None:
