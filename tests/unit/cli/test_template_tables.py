@@ -1,5 +1,6 @@
 """What `softserve template list` prints, and `--watch` on a list."""
 
+import signal
 from collections.abc import Callable
 from io import StringIO
 from typing import Any
@@ -11,7 +12,7 @@ from app.cli.template_tables import templates_view
 from softserve.schema.templates import TemplateSummary
 from tests.threaded import in_thread
 from tests.unit.cli.recording import Server
-from tests.unit.cli.terminal import Terminal
+from tests.unit.cli.terminal import TIMEOUT_SECONDS, Terminal
 from tests.unit.cli.test_adapter_tables import FIRST, adapter, version
 from tests.unit.cli.test_adapters import _run
 
@@ -78,8 +79,8 @@ def test_a_list_is_watched(terminal: Callable[..., Terminal]) -> None:
         started.read_until("first-name")
         server.answers["GET"] = 200, {"adapters": [adapter("second-name", version(FIRST))]}
         started.read_until("second-name")
-        started.type("\x03")
-        assert started.process.wait() == 0
+        started.process.send_signal(signal.SIGINT)
+        assert started.process.wait(TIMEOUT_SECONDS) == 0
 
 
 def test_there_is_nothing_to_watch_in_a_pipe(server: Server) -> None:
