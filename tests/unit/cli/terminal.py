@@ -7,6 +7,11 @@ import subprocess
 import sys
 
 TIMEOUT_SECONDS = 30.0
+# A shell's background ignores Ctrl-C, and so does what is started there; in a terminal it counts.
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from app.cli.main import cli; cli()"
+)
 
 
 class Terminal:
@@ -16,7 +21,7 @@ class Terminal:
         self._own, its = pty.openpty()
         environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli.main", *arguments],
+            [sys.executable, "-c", PROGRAM, *arguments],
             stdin=its,
             stdout=its,
             stderr=its,
