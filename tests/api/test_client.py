@@ -81,7 +81,9 @@ async def test_generate_asynchronously(async_client: AsyncClient) -> None:
     assert "".join(piece.text for piece in pieces) == "hello"
     assert isinstance(end, CompletionEnd)
     assert end.usage == answer.usage
-    streamed = [each for piece in pieces if isinstance(piece, Piece) for each in piece.logprobs]
+    streamed = [
+        each for piece in pieces if isinstance(piece, Piece) for each in piece.logprobs or []
+    ]
     assert streamed == answer.completions[0].logprobs
 
 

@@ -146,7 +146,11 @@ def test_the_plot_of_a_report() -> None:
 
 
 def test_variants() -> None:
-    varied = {"shots": [0, 1, "auto"], "adapter": [None, "a"], "temperature": [0, 0.7]}
+    varied: dict[str, list[Any]] = {
+        "shots": [0, 1, "auto"],
+        "adapter": [None, "a"],
+        "temperature": [0, 0.7],
+    }
     variants = combine(["t"], varied)
     assert len(variants) == 12
     assert name_of(variants[0], variants) == "0 shots, no adapter, temperature 0"

@@ -140,9 +140,7 @@ def test_200_adapters_at_80_columns() -> None:
     lines = _list(*live, *retired, width=80)
     assert len(lines) == 2 + 150 + 2
     assert max(map(len, lines)) <= 80
-    assert lines[-1] == (
-        "50 retired: retired-00, retired-01 and 48 more (--all shows a row each)"
-    )
+    assert lines[-1] == ("50 retired: retired-00, retired-01 and 48 more (--all shows a row each)")
     everything = _list(*live, *retired, width=80, with_retired=True)
     assert len(everything) == 2 + 200
     assert sum(line.startswith("retired-") for line in everything) == 50

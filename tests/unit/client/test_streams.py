@@ -62,7 +62,7 @@ def test_events(server: Server, asking: Ask) -> None:
 def test_bytes_are_cut_anywhere(size: int, line_end: str) -> None:
     content = events(*PIECES, END).content.replace(b"\n", line_end.encode())
     reader = EventReader()
-    found = []
+    found: list[Any] = []
     for start in range(0, len(content), size):
         found += reader.feed(content[start : start + size])
     reader.end()
