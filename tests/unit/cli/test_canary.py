@@ -199,3 +199,32 @@ def test_what_is_live_is_not_beside_itself(server: Server, folder: Path) -> None
     assert result.stdout.startswith(
         "my-task is live: LoRA, rank 8, version 9f86d081884c, as it was"
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", NAME],
+        ["rollback", NAME],
+        ["split", NAME, "9f86d0=90", "60303a=10"],
+        ["promote", NAME],
+        ["shadow", NAME, "60303a"],
+        ["shadow", NAME, "--end"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_json(server: Server, family: str, arguments: list[str]) -> None:
+    """What the server answered, for programs."""
+    answered = answer(family, **SPLIT)
+    server.answers = dict.fromkeys(("GET", "POST", "DELETE"), (200, answered))
+    shown = json.loads(run(server, family, *arguments, "--json").stdout)
+    assert (shown["name"], shown["live"]) == (NAME, FIRST)
+    assert shown["split"] == SPLIT["split"]
+
+
+def test_json_of_what_is_added(server: Server, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.yaml").write_text(TEMPLATE)
+    for family, source in (("adapter", folder), ("template", tmp_path / "new.yaml")):
+        server.answers = dict.fromkeys(("GET", "PUT"), (200, answer(family)))
+        assert json.loads(run(server, family, "add", NAME, source, "--json").stdout)["name"] == NAME

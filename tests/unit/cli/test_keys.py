@@ -48,6 +48,15 @@ def test_create_list_and_revoke(path: Path) -> None:
     assert opened(path).keys.all == ()
 
 
+def test_json(path: Path) -> None:
+    created = json.loads(run(path, "create", "bot", "--weight", "0.5", "--json").stdout)
+    assert (created["name"], created["weight"]) == ("bot", 0.5)
+    assert created["secret"].startswith(SECRET_PREFIX)
+    (listed,) = json.loads(run(path, "list", "--json").stdout)["keys"]
+    assert listed["name"] == "bot"
+    assert "secret" not in listed
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
