@@ -120,6 +120,28 @@ def test_a_trial_that_takes_too_much_ends(what_it_does: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+AS_VLLM_DOES = """
+from vllm.v1.structured_output.backend_guidance import serialize_guidance_grammar
+from vllm.v1.structured_output.request import get_structured_output_key
+from app.engine.generation import resolve_sampling
+from app.engine.vllm.engine import _sampling_params
+from app.engine.vllm.structure_trial import grammar_of
+from app.engine.vllm.structures import compiled_structure
+
+schema = {"type": "object", "properties": {"é": {"enum": [None, "a"]}}}
+for given in ({"regex": '"a" [b]'}, {"choice": ['é"', "b"]}, {"json_schema": schema}):
+    sampling = resolve_sampling(**given)
+    asked = _sampling_params(sampling, None, []).structured_outputs
+    compiled = serialize_guidance_grammar(*get_structured_output_key(asked))
+    assert grammar_of(*compiled_structure(sampling)) == compiled
+"""
+
+
+def test_what_is_tried_is_what_vllm_compiles() -> None:
+    """vLLM takes long to import and changes the process that imports it."""
+    subprocess.run([sys.executable, "-c", AS_VLLM_DOES], check=True)
+
+
 async def test_what_is_known_is_not_tried_again(structures: Structures) -> None:
     assert await refusal(structures, regex="(a") is not None
     assert await refusal(structures, regex="a") is None
