@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,10 @@ from app.access.usage import UsageBook
 from app.adapters.registry import AdapterRegistry, Adapters, ResolvedAdapter
 from app.engine.generation import GenerationChunk, GenerationRequest, PromptStyle
 from app.engine.protocol import Engine, Prompt
-from app.errors import ContextWindowExceeded, InvalidRequest, RequestTimedOut
+from app.errors import ContextWindowExceeded, InvalidRequest
 from app.serving.admission import Admission, Demand
 from app.serving.admitted import Admitted
+from app.serving.completing import Completing
 from app.serving.generation import Generation
 from app.serving.inspection import Distribution, inspect_distribution
 from app.serving.ledger import Ledger
@@ -31,6 +33,8 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.traces import phase
 from app.versions.splits import Asker
 from softserve.schema.controls import Sampling
+
+T = TypeVar("T")
 
 # About, in English; what a text really has is known when it is tokenized.
 CHARACTERS_A_TOKEN = 4
@@ -73,7 +77,7 @@ class Service:
         request: GenerationRequest,
         texts: Sequence[str],
         style: PromptStyle,
-    ) -> AsyncIterator[Generation]:
+    ) -> AsyncIterator[Generation[GenerationChunk]]:
         """Complete these texts. Leaving early aborts what is still running.
 
         Raises:
@@ -116,11 +120,11 @@ class Service:
 
     @asynccontextmanager
     async def admit(
-        self, caller: Caller, request: GenerationRequest, texts: Sequence[str]
+        self, caller: Caller, request: GenerationRequest, sources: Sequence[str | list[int]]
     ) -> AsyncIterator[Admitted]:
         """Hold a request's adapters, and count it. Its ledger begins. Raises as `generate` does.
 
-        `texts` are what its prompts are made from, which tells about how long they are.
+        `sources` are what its prompts are made from, texts or tokens: about how long they are.
         """
         caller.require_adapter(request.adapter, "adapter")
         caller.require_adapter(request.soft_prompt, "soft_prompt")
@@ -129,7 +133,7 @@ class Service:
         deadline = self._deadline(request)
         until_begun = asyncio.timeout_at(deadline)
         with (
-            self.admission.admit(caller, _demand(request, texts)) as ticket,
+            self.admission.admit(caller, _demand(request, sources)) as ticket,
             self.metrics.requests_in_flight.track_inprogress(),
             closing(Ledger(self.metrics, self.book, caller)) as ledger,
         ):
@@ -150,7 +154,7 @@ class Service:
             except TimeoutError as error:
                 if not until_begun.expired():
                     raise
-                raise self._timed_out() from error
+                raise self.admission.timed_out() from error
 
     async def complete(
         self,
@@ -163,12 +167,18 @@ class Service:
         self.check_fit(prompts, request)
         admitted.ledger.begin_generation(self.engine.info.model, request.sampling)
         admitted.ticket.know_prompt_tokens(sum(len(prompt.token_ids) for prompt in prompts))
-        unread = Unread(self.settings.max_unread_tokens)
-        run = Run(self.engine, request, prompts, admitted, unread, self.settings.slow_reader)
-        running = self.shadowing.follow(request, run.chunks(), admitted.ledger, copies)
+        run: Run[GenerationChunk] = self.run(request, admitted)
+        completing = run.items(Completing(self.engine, request, prompts, run))
+        running = self.shadowing.follow(request, completing, admitted.ledger, copies)
         async with aclosing(running) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def run(self, request: GenerationRequest, admitted: Admitted) -> Run[T]:
+        """What does the work of a request that is admitted."""
+        unread: Unread[T] = Unread(self.settings.max_unread_tokens)
+        slow_reader = self.settings.slow_reader
+        return Run(self.engine, request.request_id, admitted, unread, slow_reader)
 
     def copies(
         self, request: GenerationRequest, prompts: Sequence[Prompt], adapters: Adapters
@@ -239,13 +249,6 @@ class Service:
     def _deadline(self, request: GenerationRequest) -> float | None:
         seconds = request.timeout_seconds or self.settings.max_timeout_seconds
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
-
-    def _timed_out(self) -> RequestTimedOut:
-        return RequestTimedOut(
-            "the request's time was up before the engine came to it: try again, or give it more "
-            "with timeout_seconds",
-            retry_after_seconds=self.admission.seconds_until_room(),
-        )
 
     def _check_scheduling(self, caller: Caller, request: GenerationRequest) -> None:
         seconds, most = request.timeout_seconds, self.settings.max_timeout_seconds
@@ -364,13 +367,17 @@ def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
     )
 
 
-def _demand(request: GenerationRequest, texts: Sequence[str]) -> Demand:
+def _demand(request: GenerationRequest, sources: Sequence[str | list[int]]) -> Demand:
     return Demand(
         num_sequences=request.num_sequences,
-        num_prompt_tokens=sum(1 + len(text) // CHARACTERS_A_TOKEN for text in texts),
+        num_prompt_tokens=sum(map(_estimated_tokens, sources)),
         max_new_tokens=request.sampling.max_new_tokens,
         priority=request.priority,
     )
+
+
+def _estimated_tokens(source: str | list[int]) -> int:
+    return len(source) if isinstance(source, list) else 1 + len(source) // CHARACTERS_A_TOKEN
 
 
 def _which(index: int, request: GenerationRequest) -> str:
