@@ -18,6 +18,7 @@ SHARED_ARGUMENTS = (
     *("--max-loaded-adapters", "4"),
     *("--max-loras", "4"),
     *("--max-adapter-bytes", "33554432"),
+    *("--tool-parser", "hermes"),
 )
 LAST_MODULE = "test_lifecycle"
 
