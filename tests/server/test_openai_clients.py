@@ -19,7 +19,6 @@ SHIPPED = Path(__file__).resolve().parents[2] / "adapters"
 BASE = "SmolLM2-135M-Instruct"
 LORA = "clients-lora"
 QUESTION = "Tell me the capital of France."
-CAPITAL = "The capital of France is Paris."
 
 
 @pytest.fixture(scope="module", autouse=True)

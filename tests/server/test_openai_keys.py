@@ -1,9 +1,11 @@
 """Keys, limits and retries as the official client meets them."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -123,21 +125,21 @@ def test_the_client_tries_again_when_it_is_told_to(
 ) -> None:
     """429 and 503: it waits for as long as `retry-after` says, and then has its answer."""
     waits: list[float] = []
-    with shared.ai(key, max_retries=3) as ai:
-        with busy(ai, **fields) as stream:
+    with shared.ai(key, max_retries=3) as ai, busy(ai, **fields) as stream:
 
-            def wait(seconds: float) -> None:
-                waits.append(seconds)
-                stream.close()
-                wait_until(idle, PATIENCE_SECONDS)
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            stream.close()
+            wait_until(idle, PATIENCE_SECONDS)
 
-            def idle() -> bool:
-                return shared.watch("softserve_sequences_in_flight") == 0
+        def idle() -> bool:
+            return shared.watch("softserve_sequences_in_flight") == 0
 
-            monkeypatch.setattr("openai._base_client.time.sleep", wait)
-            before = rejections(shared, reason)
-            answer = ask(ai)
-            monkeypatch.undo()
+        its_time = SimpleNamespace(**vars(time) | {"sleep": wait})
+        monkeypatch.setattr("openai._base_client.time", its_time)
+        before = rejections(shared, reason)
+        answer = ask(ai)
+        monkeypatch.undo()
     assert answer.choices[0].finish_reason == "length"
     assert rejections(shared, reason) == before + 1
     (waited,) = waits
