@@ -49,24 +49,29 @@ def _refuse_what_is_not_text_within(value: Any) -> Any:
     return value
 
 
+ITEMS = ("message", "function_call", "function_call_output")
+PARTS = ("input_text", "output_text")
+
+
 def _an_item(item: dict[str, Any]) -> dict[str, Any]:
     """Of what a conversation holds, the kinds that a text model can be given."""
     kind = item.get("type", "message")
     if kind not in ITEMS:
         raise PydanticCustomError(
-            "item", "has the type {kind}: send one of {known}", {"kind": kind, "known": ITEMS}
+            "item",
+            "has the type {kind}: send one of {known}",
+            {"kind": kind, "known": ", ".join(ITEMS)},
         )
     content = item.get("content")
     for part in content if isinstance(content, list) else ():
         if not isinstance(part, dict) or part.get("type") not in PARTS:
             raise PydanticCustomError(
-                "part", "has a part that is no text: send parts of type {known}", {"known": PARTS}
+                "part",
+                "has a part that is no text: send parts of type {known}",
+                {"known": ", ".join(PARTS)},
             )
     return item
 
-
-ITEMS = "message, function_call, function_call_output"
-PARTS = "input_text, output_text"
 
 Json = Annotated[dict[str, Any], AfterValidator(_refuse_what_is_not_text_within)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INTEGER)]

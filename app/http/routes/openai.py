@@ -5,7 +5,6 @@ from fastapi import Request, Response
 from app.access.caller import Caller
 from app.http.dependencies import (
     ERRORS,
-    NOT_FOUND,
     NOT_READY,
     Responses,
     TheCaller,
@@ -16,6 +15,7 @@ from app.http.media_types import JSON
 from app.http.openai_requests import openai_request
 from app.http.streaming import DONE, EventStream, until_disconnect, whole
 from app.serving.openai import OpenAIService
+from softserve.schema.errors import ErrorAnswer
 from softserve.schema.openai import (
     ChatBody,
     CompletionsBody,
@@ -41,7 +41,10 @@ ANSWERS: Responses = {
         },
     }
 }
-REFUSALS = {status: ERRORS[status] for status in (400, 413, 503)} | NOT_FOUND
+REFUSALS: Responses = {
+    "4XX": {"model": ErrorAnswer, "description": "The request is wrong; the message says how."},
+    503: ERRORS[503],
+}
 
 
 @generators.post("/v1/completions", summary="Complete prompts", responses=ANSWERS | REFUSALS)
@@ -68,7 +71,7 @@ async def models(caller: TheCaller, openai: TheOpenAI) -> ModelList:
     return ModelList(data=openai.models(caller))
 
 
-@users.get("/v1/models/{model:path}", summary="Show one model", responses=NOT_READY | NOT_FOUND)
+@users.get("/v1/models/{model:path}", summary="Show one model", responses=REFUSALS)
 async def model(model: str, caller: TheCaller, openai: TheOpenAI) -> ModelOut:
     return openai.model(caller, model)
 
