@@ -16,11 +16,21 @@ def _prompt(prompt: Any) -> bytes:
     return json.dumps({"prompt": prompt}).encode()
 
 
+def _only(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+def _messages(*messages: Any) -> bytes:
+    return json.dumps({"messages": messages}).encode()
+
+
 def _raw(fields: str) -> bytes:
     return f'{{"prompt": "hello", {fields}}}'.encode()
 
 
 # The most digits that Python's JSON parser takes; one more, and it cannot be written in a message.
+HELLO = {"role": "user", "content": "hello"}
+ANSWER = {"role": "assistant", "content": "hello"}
 MOST_DIGITS = b"9" * 4300
 HUGE_N = b'{"prompt": ["a", "b"], "temperature": 1, "n": ' + MOST_DIGITS + b"}"
 HUGE_MAX_NEW_TOKENS = (
@@ -84,6 +94,75 @@ WRONG_FIELD: list[tuple[str, bytes, str]] = [
     ("too many prompts", _prompt(["hello"] * 33), "prompt"),
     ("prompt beyond any context window", _prompt("word " * 150_000), "prompt"),
     ("duplicate key, last one wrong", b'{"prompt": "hello", "prompt": 7}', "prompt"),
+    ("prompt and messages", _with(messages=[HELLO]), "messages"),
+    ("prompt and tokens", _with(prompt_token_ids=[1]), "prompt_token_ids"),
+    ("messages and tokens", _only(messages=[HELLO], prompt_token_ids=[1]), "prompt_token_ids"),
+    ("messages empty", _messages(), "messages"),
+    ("messages text", _only(messages="hello"), "messages"),
+    ("messages object", _only(messages=HELLO), "messages"),
+    ("message text", _messages("hello"), "messages"),
+    ("message of no conversation", _messages([HELLO], []), "messages"),
+    ("message beside a conversation", _messages([HELLO], HELLO), "messages"),
+    ("message without content", _messages({"role": "user"}), "messages"),
+    ("message without role", _messages({"content": "hello"}), "messages"),
+    ("message of an unknown role", _messages({**HELLO, "role": "tool"}), "messages"),
+    ("message with a name", _messages({**HELLO, "name": "Ann"}), "messages"),
+    ("message of parts", _messages({**HELLO, "content": [{"text": "hello"}]}), "messages"),
+    ("message null", _messages({**HELLO, "content": None}), "messages"),
+    ("message control", _messages({**HELLO, "content": "a\0b"}), "messages"),
+    (
+        "message lone surrogate",
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        "messages",
+    ),
+    ("messages end with an answer", _messages(HELLO, ANSWER), "messages"),
+    ("too many messages", _messages(*[HELLO] * 257), "messages"),
+    ("too many messages together", _messages(*[[HELLO] * 9] * 30), "messages"),
+    ("too many conversations", _messages(*[[HELLO]] * 33), "messages"),
+    ("messages with system", _only(messages=[HELLO], system="Be brief."), "system"),
+    (
+        "messages with chat template",
+        _only(messages=[HELLO], use_chat_template=True),
+        "use_chat_template",
+    ),
+    ("tokens empty", _only(prompt_token_ids=[]), "prompt_token_ids"),
+    ("tokens number", _only(prompt_token_ids=7), "prompt_token_ids"),
+    ("tokens object", _only(prompt_token_ids={"7": 7}), "prompt_token_ids"),
+    ("tokens of no prompt", _only(prompt_token_ids=[[1], []]), "prompt_token_ids"),
+    ("token beside a prompt", _only(prompt_token_ids=[[1], 1]), "prompt_token_ids"),
+    ("token text", _only(prompt_token_ids=["1"]), "prompt_token_ids"),
+    ("token float", _only(prompt_token_ids=[1.0]), "prompt_token_ids"),
+    ("token bool", _only(prompt_token_ids=[True]), "prompt_token_ids"),
+    ("token null", _only(prompt_token_ids=[None]), "prompt_token_ids"),
+    ("token negative", _only(prompt_token_ids=[-1]), "prompt_token_ids"),
+    ("token beyond the vocabulary", _only(prompt_token_ids=[10**7]), "prompt_token_ids"),
+    ("token of 400 digits", _only(prompt_token_ids=[10**400]), "prompt_token_ids"),
+    ("tokens beyond the context window", _only(prompt_token_ids=[1] * 10**5), "prompt_token_ids"),
+    (
+        "tokens with chat template",
+        _only(prompt_token_ids=[1], use_chat_template=True),
+        "use_chat_template",
+    ),
+    ("too many prompts of tokens", _only(prompt_token_ids=[[1]] * 33), "prompt_token_ids"),
+    ("json_schema text", _with(json_schema="{}"), "json_schema"),
+    ("json_schema list", _with(json_schema=[]), "json_schema"),
+    ("json_schema bool", _with(json_schema=True), "json_schema"),
+    ("json_schema nan", _raw('"json_schema": {"const": NaN}'), "json_schema"),
+    ("json_schema lone surrogate", _raw('"json_schema": {"const": "\\ud800"}'), "json_schema"),
+    ("json_schema too long", _with(json_schema={"const": "x" * 16_384}), "json_schema"),
+    ("regex empty", _with(regex=""), "regex"),
+    ("regex list", _with(regex=["a"]), "regex"),
+    ("regex nul", _with(regex="\0"), "regex"),
+    ("regex too long", _with(regex="x" * 16_385), "regex"),
+    ("regex that is none", _with(regex="(a"), "regex"),
+    ("choice text", _with(choice="yes"), "choice"),
+    ("choice empty", _with(choice=[]), "choice"),
+    ("choice with empty", _with(choice=["yes", ""]), "choice"),
+    ("choice with number", _with(choice=[1]), "choice"),
+    ("choice too long", _with(choice=["x" * 100] * 200), "choice"),
+    ("two structures", _with(regex="a", choice=["a"]), "choice"),
+    ("choice with min_new_tokens", _with(choice=["a"], min_new_tokens=1), "min_new_tokens"),
+    ("regex with ignore_eos", _with(regex="a", ignore_eos=True), "ignore_eos"),
     ("unknown field", _with(colour="red"), "colour"),
     ("unknown field, misspelt", _with(temprature=0.5), "temprature"),
     ("unknown field of another server", _with(max_tokens=5), "max_tokens"),

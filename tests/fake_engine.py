@@ -6,10 +6,14 @@ decoding echoes the prompt, and random sampling strays from it. Penalties change
 
 With adapters it echoes their digests first: a completion shows which versions it was made with.
 Only a LoRA whose matrices B are zero changes nothing, as in any model.
+
+With a structure it echoes that in place of the prompt, of `choice` the first text: a completion
+shows that it was asked for. It refuses a regular expression that Python refuses.
 """
 
 import asyncio
 import codecs
+import json
 import random
 import re
 from collections.abc import AsyncGenerator
@@ -19,7 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
+from app.engine.generation import (
+    Chat,
+    GenerationChunk,
+    PositionLogprobs,
+    Structure,
+    TokenLogprob,
+    structure_of,
+)
 from app.engine.protocol import (
     AdapterFiles,
     Architecture,
@@ -197,11 +208,17 @@ class FakeEngine:
     async def fewest_tokens(self, text: str) -> int:
         return len(text) if len(text) > LONG_TEXT_LENGTH else 0
 
-    def chat_prompt(self, user: str, system: str | None) -> str:
+    def chat_prompt(self, chat: Chat) -> str:
         if not self._has_chat_template:
-            raise InvalidRequest("this model has no chat template", param="use_chat_template")
-        opening = "" if system is None else f"[system]{system}"
-        return f"{opening}[user]{user}[assistant]"
+            raise InvalidRequest("this model has no chat template", param=chat.asked_by)
+        return "".join(f"[{each.role}]{each.content}" for each in chat.messages) + "[assistant]"
+
+    async def check_structure(self, sampling: Sampling) -> None:
+        if sampling.regex is not None:
+            try:
+                re.compile(sampling.regex)
+            except re.error as error:
+                raise InvalidRequest(f"regex cannot be honoured: {error}", param="regex") from error
 
     def token_text(self, token_id: int) -> str:
         return token_text(token_id)
@@ -256,7 +273,7 @@ class FakeEngine:
         self._running.append(prompt)
         self.open.append(name)
         aborted = self._aborted[name] = asyncio.Event()
-        echo = self._echo(prompt)
+        echo = self._echo(prompt, structure_of(decoding.sampling))
         running = [Completion(prompt, echo, decoding, i) for i in range(decoding.sampling.n)]
         num_chunks = 0
         try:
@@ -289,13 +306,13 @@ class FakeEngine:
         for digest in _adapters_of(prompt):
             assert digest in self.loaded, f"{digest} is not loaded"
 
-    def _echo(self, prompt: Prompt) -> list[int]:
+    def _echo(self, prompt: Prompt, structure: Structure | None = None) -> list[int]:
         marks = []
         if prompt.lora is not None and prompt.lora not in self.without_effect:
             marks.append(adapter_mark(prompt.lora))
         if prompt.soft_prompt is not None:
             marks.append(adapter_mark(prompt.soft_prompt, prompt.task))
-        return [*"".join(marks).encode(), *prompt.token_ids]
+        return [*"".join(marks).encode(), *(_said(structure) or prompt.token_ids)]
 
     async def _go_on(
         self, num_chunks: int, permission: asyncio.Event, aborted: asyncio.Event | None = None
@@ -416,6 +433,16 @@ async def _first_of(*events: asyncio.Event) -> None:
 def adapter_mark(digest: str, task: int | None = None) -> str:
     """What a completion begins with that was made with this version, or this task of it."""
     return f"<{digest[:8]}>" if task is None else f"<{digest[:8]}#{task}>"
+
+
+def _said(structure: Structure | None) -> list[int] | None:
+    match structure:
+        case None:
+            return None
+        case Structure(kind="choice", text=text):
+            return [*json.loads(text)[0].encode()]
+        case _:
+            return [*structure.text.encode()]
 
 
 def _adapters_of(prompt: Prompt) -> list[str]:

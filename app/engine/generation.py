@@ -4,19 +4,39 @@ Greedy decoding unless asked otherwise: with no sampling control a request is de
 `temperature` above zero, `top_k`, `top_p` or `min_p` turns random sampling on.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.errors import InvalidRequest
-from softserve.schema.controls import FILTERS, Sampling
+from softserve.schema.controls import FILTERS, STRUCTURES, Sampling
 from softserve.schema.generation import FinishReason
+from softserve.schema.prompts import Message, Role
 
 # vLLM silently raises a smaller temperature to this one (its sampling_params.py, _MAX_TEMP).
 MIN_RANDOM_TEMPERATURE = 0.01
 
 # Of a completion in its request: prompt index, index.
 CompletionKey = tuple[int, int]
+
+
+class Structure(NamedTuple):
+    """What a completion has to be: the control that says so, and its value.
+
+    A regular expression is as it is, anything else in JSON.
+    """
+
+    kind: str
+    text: str
+
+
+def structure_of(sampling: Sampling) -> Structure | None:
+    """The structure that is asked for, if one is."""
+    for kind in STRUCTURES:
+        if (value := getattr(sampling, kind)) is not None:
+            return Structure(kind, value if isinstance(value, str) else json.dumps(value))
+    return None
 
 
 def resolve_sampling(**given: Any) -> Sampling:
@@ -36,6 +56,7 @@ def resolve_sampling(**given: Any) -> Sampling:
         )
     # Of an answer, only what was set is sent: a default is shown as well.
     sampling = Sampling(**{**Sampling().model_dump(), **given, "greedy": temperature == 0.0})
+    _refuse_what_a_structure_contradicts(sampling)
     if sampling.greedy:
         _refuse_without_effect_when_greedy(sampling, filters)
     if sampling.min_new_tokens > sampling.max_new_tokens:
@@ -61,32 +82,52 @@ def _refuse_without_effect_when_greedy(sampling: Sampling, filters: Sequence[str
         raise InvalidRequest(f"n above 1 would repeat one text, because {advice}", param="n")
 
 
-@dataclass(frozen=True, slots=True)
-class PromptStyle:
-    """How a text becomes a prompt: as it is, or as a user message in the model's chat template.
-
-    Raises:
-        InvalidRequest: a system message without a chat template.
-    """
-
-    use_chat_template: bool = False
-    system: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.system is not None and not self.use_chat_template:
+def _refuse_what_a_structure_contradicts(sampling: Sampling) -> None:
+    kind, *others = [name for name in STRUCTURES if getattr(sampling, name) is not None] or [None]
+    if kind is None:
+        return
+    if others:
+        raise InvalidRequest(
+            f"{kind} and {others[0]} each say what a completion is: leave one of them out",
+            param=others[0],
+        )
+    for name in ("min_new_tokens", "ignore_eos"):
+        if getattr(sampling, name):
             raise InvalidRequest(
-                "system needs the model's chat template: set use_chat_template to true",
-                param="system",
+                f"{name} would have a completion go on behind the end that {kind} gives it: leave "
+                "one of them out",
+                param=name,
             )
 
 
-AS_IT_IS = PromptStyle()
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Messages to be put into the model's chat template, which the field `asked_by` asks for."""
+
+    messages: tuple[Message, ...]
+    asked_by: str = "messages"
+
+    @classmethod
+    def of(cls, *texts: tuple[Role, str | None]) -> "Chat":
+        """Messages of the server's own making, as `use_chat_template` asks for; None is none."""
+        # What they say has been validated.
+        messages = [
+            Message.model_construct(role=role, content=text)
+            for role, text in texts
+            if text is not None
+        ]
+        return cls(tuple(messages), "use_chat_template")
+
+
+# What a prompt is made from: a text, messages, or its tokens themselves.
+PromptSource = str | Chat | list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What a client asks: `n` completions for every prompt, whatever the prompts are made from.
 
+    `prompt_field` is the field that they come from.
     `logprobs` is the number of most likely tokens to report per position (None: report nothing).
     `adapter` and `soft_prompt` are each a name, or `name@version`, the second also with `#task`.
     Requests of one `session` get the same version of a name that several share. `timeout_seconds`
@@ -102,6 +143,7 @@ class GenerationRequest:
     session: str | None = None
     timeout_seconds: float | None = None
     priority: int = 0
+    prompt_field: str = "prompt"
 
     @property
     def num_sequences(self) -> int:

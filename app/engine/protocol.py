@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.generation import GenerationChunk
+from app.engine.generation import Chat, GenerationChunk
 from softserve.schema.adapters import AdapterKind
 from softserve.schema.controls import Sampling
 
@@ -172,12 +172,20 @@ class Engine(Protocol):
     async def fewest_tokens(self, text: str) -> int:
         """A lower bound of a text's tokens, without making them, which can take long."""
 
-    def chat_prompt(self, user: str, system: str | None) -> str:
-        """One user message in the model's chat template, which has all special tokens.
+    def chat_prompt(self, chat: Chat) -> str:
+        """Messages in the model's chat template, which has all special tokens.
 
         Raises:
             InvalidRequest: the model has no chat template, or its template refuses the messages or
                 leaves one out.
+        """
+
+    async def check_structure(self, sampling: Sampling) -> None:
+        """Whether completions can be kept to the structure that is asked for, if one is.
+
+        Raises:
+            InvalidRequest: they cannot, or it takes too much to find out.
+            ServerFull: that cannot be found out at the moment.
         """
 
     def token_text(self, token_id: int) -> str:
@@ -198,6 +206,7 @@ class Engine(Protocol):
     ) -> AsyncGenerator[GenerationChunk]:
         """Yield the chunks of all completions of one prompt. Leaving early aborts them.
 
+        A structure must have passed `check_structure`.
         A stop string that is a special token ends a completion at that token.
         """
 

@@ -8,8 +8,8 @@ from app.engine.openai import Operation
 from app.errors import InvalidRequest
 from app.http.requests import SESSION_HEADER
 from app.serving.few_shot import FewShotRequest
-from app.serving.openai import OPENAI_NAMES, OpenAIRequest
-from softserve.schema.controls import CONTROLS, Scheduling
+from app.serving.openai import OpenAIRequest, controls_of
+from softserve.schema.controls import Scheduling
 from softserve.schema.openai import (
     CallerTags,
     ChatBody,
@@ -83,9 +83,6 @@ def _sources(body: OpenAISampling) -> list[str] | list[list[int]]:
 def _template(body: OpenAISampling, request: Request) -> FewShotRequest | None:
     if not isinstance(body, CompletionsBody) or body.template is None:
         return None
-    names = {wire: name for name, wire in OPENAI_NAMES.items()}
-    given = body.model_dump(exclude_unset=True, exclude_none=True)
-    given = {names.get(name, name): value for name, value in given.items()}
     return FewShotRequest(
         request_id=request.state.request_id,
         session=request.headers.get(SESSION_HEADER),
@@ -95,7 +92,7 @@ def _template(body: OpenAISampling, request: Request) -> FewShotRequest | None:
         selection=body.selection,
         selection_seed=body.selection_seed,
         examples=None if body.examples is None else tuple(body.examples),
-        sampling={name: value for name, value in given.items() if name in CONTROLS},
+        sampling=controls_of(_fields(body)),
         timeout_seconds=body.timeout_seconds,
         priority=body.priority,
     )

@@ -1,13 +1,14 @@
 """From the wire to the domain: what a body asks for."""
 
 from codecs import BOM_UTF8
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
+from app.engine.generation import Chat, GenerationRequest, PromptSource, resolve_sampling
 from app.errors import InvalidRequest
 from app.http.media_types import JSON, media_type
 from app.serving.few_shot import FewShotRequest
@@ -15,6 +16,7 @@ from softserve.schema.controls import AdapterChoice, PromptControls, Scheduling
 from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
 from softserve.schema.inspection import InspectBody
+from softserve.schema.prompts import PROMPT_FIELDS, Message
 
 SESSION_HEADER = "x-softserve-session"
 
@@ -42,12 +44,68 @@ async def json_body(kind: type[T], request: Request, otherwise: str) -> T:
         ) from error
 
 
-def generation_request(body: GenerateBody, request: Request) -> GenerationRequest:
+def prompt_sources(body: GenerateBody | InspectBody) -> list[PromptSource]:
+    """What the prompts of a body are made from. Raises `InvalidRequest`."""
+    field = _prompt_field(body)
+    given = getattr(body, field)
+    several = given if isinstance(body, GenerateBody) else [given]
+    match field:
+        case "messages":
+            return [_chat(messages) for messages in several]
+        case "prompt" if body.use_chat_template:
+            return [Chat.of(("system", body.system), ("user", text)) for text in several]
+        case _:
+            return list(several)
+
+
+def _prompt_field(body: GenerateBody | InspectBody) -> str:
+    """The one field that has the prompts. Raises `InvalidRequest`."""
+    field, *others = [name for name in PROMPT_FIELDS if getattr(body, name) is not None] or [None]
+    if field is None:
+        raise InvalidRequest(
+            f"the prompt is missing: give one of {', '.join(PROMPT_FIELDS)}", param="prompt"
+        )
+    if others:
+        raise InvalidRequest(
+            f"{field} and {others[0]} are two prompts: leave one of them out", param=others[0]
+        )
+    if field != "prompt":
+        _refuse_chat_controls(body, field)
+    elif body.system is not None and not body.use_chat_template:
+        raise InvalidRequest(
+            "system needs the model's chat template: set use_chat_template to true", param="system"
+        )
+    return field
+
+
+def _refuse_chat_controls(body: PromptControls, field: str) -> None:
+    advice = {
+        "use_chat_template": "messages are in the chat template anyway, and tokens never are: "
+        "leave it out",
+        "system": "make it the first of messages, or leave it out",
+    }
+    for name, what_to_do in advice.items():
+        if getattr(body, name):
+            raise InvalidRequest(f"{name} has no effect on {field}: {what_to_do}", param=name)
+
+
+def _chat(messages: Sequence[Message]) -> Chat:
+    if messages[-1].role == "assistant":
+        raise InvalidRequest(
+            "the last message is the assistant's, and the answer would be a second one: end with "
+            "the user's",
+            param="messages",
+        )
+    return Chat(tuple(messages))
+
+
+def generation_request(body: GenerateBody, request: Request, num_prompts: int) -> GenerationRequest:
     """Raises `InvalidRequest`."""
     return GenerationRequest(
         request_id=request.state.request_id,
         session=request.headers.get(SESSION_HEADER),
-        num_prompts=len(body.prompt),
+        num_prompts=num_prompts,
+        prompt_field=_prompt_field(body),
         sampling=resolve_sampling(**body.sampling_given()),
         logprobs=body.logprobs,
         adapter=body.adapter,
@@ -63,15 +121,11 @@ def inspection_request(body: InspectBody, request: Request) -> GenerationRequest
         request_id=request.state.request_id,
         session=request.headers.get(SESSION_HEADER),
         num_prompts=1,
+        prompt_field=_prompt_field(body),
         sampling=resolve_sampling(**body.sampling_given(), max_new_tokens=1),
         adapter=body.adapter,
         soft_prompt=body.soft_prompt,
     )
-
-
-def prompt_style(body: PromptControls) -> PromptStyle:
-    """Raises `InvalidRequest`."""
-    return PromptStyle(body.use_chat_template, body.system)
 
 
 def few_shot_request(body: RenderBody, request: Request) -> FewShotRequest:

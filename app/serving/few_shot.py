@@ -17,18 +17,12 @@ from numpy.typing import NDArray
 
 from app.access.caller import Caller
 from app.adapters.registry import Adapters
-from app.engine.generation import GenerationChunk, GenerationRequest, PromptStyle, resolve_sampling
+from app.engine.generation import Chat, GenerationChunk, GenerationRequest, resolve_sampling
 from app.errors import ContextWindowExceeded, InvalidRequest, TemplateRejected
 from app.serving.admitted import Admitted
 from app.serving.generation import FewShotPrompt, FewShotPrompts, Generation
-from app.serving.service import (
-    Service,
-    asker_of,
-    check_can_fit,
-    exact_text,
-    prompt_of,
-    tokenize,
-)
+from app.serving.prompts import check_can_fit, exact_text, prompt_of, tokenize
+from app.serving.service import Service, asker_of
 from app.serving.shadowing import Again, Copy
 from app.tasks import gather
 from app.telemetry.traces import phase
@@ -37,10 +31,12 @@ from app.templates.fitting import most_shots_that_fit
 from app.templates.labels import score_labels
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
 from app.templates.selection import as_shown, most_useful
+from softserve.schema.controls import FILTERS, STRUCTURES
 from softserve.schema.templates import Example, Inputs, Selection, Shots, Template
 
 # One idea with several fields: a request that gives one of them replaces a template's of them all.
-RANDOM_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "seed", "n"}
+RANDOM_SAMPLING = {"temperature", *FILTERS, "seed", "n"}
+GROUPS = (RANDOM_SAMPLING, {*STRUCTURES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +71,6 @@ class Plan:
     examples: ExampleSet
     num_shots: int
     selection: Selection
-    style: PromptStyle
     request: GenerationRequest
 
 
@@ -159,7 +154,6 @@ class FewShot:
             examples=examples,
             num_shots=_num_shots(asked.shots, len(examples), fields.max_shots),
             selection=selection,
-            style=PromptStyle(fields.use_chat_template, fields.system),
             request=GenerationRequest(
                 request_id=asked.request_id,
                 num_prompts=len(asked.inputs),
@@ -168,6 +162,7 @@ class FewShot:
                 session=asked.session,
                 timeout_seconds=asked.timeout_seconds,
                 priority=asked.priority,
+                prompt_field="inputs",
                 **adapters,
             ),
         )
@@ -193,6 +188,7 @@ class FewShot:
             few_shot = await self.fitted(plan, adapters)
             prompts = [each.prompt for each in few_shot.prompts]
             self._service.check_fit(prompts, request)
+            await self._engine.check_structure(request.sampling)
             yield Again(request.sampling, prompts)
 
     async def find(self, caller: Caller, asked: FewShotRequest) -> ResolvedTemplate:
@@ -220,14 +216,14 @@ class FewShot:
         def shown(num_shots: int) -> list[int]:
             return as_shown(plan.selection, draft.chosen[:num_shots])
 
-        def text(num_shots: int) -> str:
-            examples = [plan.examples.texts[each] for each in shown(num_shots)]
-            return plan.template.compiled.prompt(examples, draft.query)
+        def source(num_shots: int) -> str | Chat:
+            shots = [plan.examples.shots[each] for each in shown(num_shots)]
+            return plan.template.compiled.prompt(shots, draft.query)
 
         async def tokens(num_shots: int) -> list[int]:
-            return await tokenize(self._engine, text(num_shots), plan.style)
+            return await tokenize(self._engine, source(num_shots))
 
-        without_shots = exact_text(self._engine, text(0), plan.style)
+        without_shots = await exact_text(self._engine, source(0))
         which = f"the prompt of {_which(index, plan.asked)}"
         await check_can_fit(self._engine, without_shots, which, "inputs")
         num_behind = await self._num_behind(draft, plan.request.sampling.max_new_tokens)
@@ -237,7 +233,7 @@ class FewShot:
             raise self._too_long(plan, adapters, index, len(token_ids), excess)
         return FewShotPrompt(
             prompt=prompt_of(index, token_ids, adapters),
-            text=exact_text(self._engine, text(num_shots), plan.style),
+            text=await exact_text(self._engine, source(num_shots)),
             shown=tuple(shown(num_shots)),
             dropped=tuple(draft.chosen[num_shots:]),
             continuations=draft.continuations,
@@ -275,7 +271,7 @@ class FewShot:
         return replace(fitted, prompts=prompts)
 
     async def _score(self, plan: Plan, admitted: Admitted, prompt: FewShotPrompt) -> FewShotPrompt:
-        with_special_tokens = not plan.style.use_chat_template
+        with_special_tokens = not plan.template.compiled.template.use_chat_template
         sequences = [
             await self._engine.tokenize(prompt.text + each, add_special_tokens=with_special_tokens)
             for each in prompt.continuations
@@ -328,8 +324,9 @@ def _num_shots(shots: Shots, num_examples: int, max_shots: int) -> int:
 def _sampling(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
     """The controls of a request over those of a template."""
     defaults: dict[str, Any] = template.sampling_given()
-    if given.keys() & RANDOM_SAMPLING:
-        defaults = {name: each for name, each in defaults.items() if name not in RANDOM_SAMPLING}
+    for group in GROUPS:
+        if given.keys() & group:
+            defaults = {name: each for name, each in defaults.items() if name not in group}
     if "max_new_tokens" in given and "min_new_tokens" in defaults:
         defaults["min_new_tokens"] = min(defaults["min_new_tokens"], given["max_new_tokens"])
     return defaults | dict(given)

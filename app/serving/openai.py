@@ -5,6 +5,7 @@ prompts each have their turn here.
 """
 
 import difflib
+import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -20,10 +21,11 @@ from app.errors import AdapterNotFound, InvalidRequest
 from app.serving.admitted import Admitted
 from app.serving.few_shot import FewShot, FewShotRequest, Plan
 from app.serving.generation import Generation
+from app.serving.prompts import prompt_of
 from app.serving.run import Run, Turn
-from app.serving.service import Service, prompt_of
+from app.serving.service import Service
 from app.versions.records import Record
-from softserve.schema.controls import CONTROLS, Sampling
+from softserve.schema.controls import CONTROLS, STRUCTURES, Sampling
 from softserve.schema.openai import ModelOut
 from softserve.schema.templates import Inputs, Template
 
@@ -74,8 +76,11 @@ class OpenAIService:
         named = self.adapters_of(caller, asked.model)
         plan = None if asked.template is None else await self._plan(caller, asked, named)
         request = self._request(asked, named) if plan is None else plan.request
+        self._check_messages(asked)
         async with self._service.admit(caller, request, asked.sources) as admitted:
-            fields = asked.fields if plan is None else await self._fields_of(plan, asked, admitted)
+            for tool in asked.fields.get("tools", ()):
+                await self._check_tool(tool)
+            fields = asked.fields if plan is None else await self._filled(plan, asked, admitted)
             model = self._model_of(admitted.adapters)
             call = OpenAICall(asked.request_id, asked.operation, fields, model, asked.priority)
             admitted.ledger.begin_generation(self._engine.info.model, request.sampling)
@@ -174,11 +179,7 @@ class OpenAIService:
         return PAIR.join(used) or self._engine.info.model
 
     def _request(self, asked: OpenAIRequest, adapters: Mapping[str, str]) -> GenerationRequest:
-        given = {
-            name: asked.fields[wire]
-            for name in CONTROLS
-            if (wire := OPENAI_NAMES.get(name, name)) in asked.fields
-        }
+        given = controls_of(asked.fields)
         # Of a prompt that is only shown, one token is made, and left out.
         most = max_tokens_of(asked.fields)
         given["max_new_tokens"] = self._engine.info.context_window if most is None else max(1, most)
@@ -193,6 +194,37 @@ class OpenAIService:
             **adapters,
         )
 
+    def _check_messages(self, asked: OpenAIRequest) -> None:
+        """Raises `InvalidRequest` for more than one request may have."""
+        most = self._service.settings.max_messages
+        for name in ("messages", "input"):
+            given = asked.fields.get(name)
+            if isinstance(given, list) and len(given) > most:
+                raise InvalidRequest(
+                    f"{name} has {len(given):,} messages and the limit is {most:,}: send fewer",
+                    param=name,
+                )
+
+    async def _check_tool(self, tool: Mapping[str, Any]) -> None:
+        """Raises `InvalidRequest` where the engine could not keep its arguments to the schema."""
+        # Responses have no `function` around it.
+        schema = tool.get("function", tool).get("parameters")
+        most = self._service.settings.max_structure_length
+        if schema is None:
+            return
+        if (length := len(json.dumps(schema))) > most:
+            raise InvalidRequest(
+                f"a tool's parameters have {length:,} characters and the limit is {most:,}: make "
+                "them simpler",
+                param="tools",
+            )
+        try:
+            await self._engine.check_structure(Sampling(json_schema=schema))
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"the parameters of a tool: {error.message}", param="tools"
+            ) from error
+
     async def _plan(
         self, caller: Caller, asked: OpenAIRequest, adapters: Mapping[str, str]
     ) -> Plan:
@@ -206,18 +238,43 @@ class OpenAIService:
             filled = replace(filled, template=f"{template.name}@{template.version}")
         return await self._few_shot.resolve(caller, filled)
 
-    async def _fields_of(
-        self, plan: Plan, asked: OpenAIRequest, admitted: Admitted
-    ) -> dict[str, Any]:
+    async def _filled(self, plan: Plan, asked: OpenAIRequest, admitted: Admitted) -> dict[str, Any]:
         """The call's fields, with the prompts and the controls that come from a template."""
         admitted.ledger.use_template(plan.template)
         few_shot = await self._few_shot.fitted(plan, admitted.adapters)
-        controls = plan.request.sampling.model_dump(include=set(CONTROLS), exclude_none=True)
-        return {
-            **asked.fields,
-            **{OPENAI_NAMES.get(name, name): value for name, value in controls.items()},
-            "prompt": [each.prompt.token_ids for each in few_shot.prompts],
-        }
+        prompts = [each.prompt.token_ids for each in few_shot.prompts]
+        return {**asked.fields, **_fields_of(plan.request.sampling), "prompt": prompts}
+
+
+def controls_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The controls that fields of the protocol ask for, by softserve's names."""
+    given = {
+        name: fields[wire] for name in CONTROLS if (wire := OPENAI_NAMES.get(name, name)) in fields
+    }
+    structured = fields.get("structured_outputs", {})
+    formats = [
+        fields.get("response_format", {}).get("json_schema", {}),
+        # In Responses.
+        fields.get("text", {}).get("format", {}),
+    ]
+    schemas = [structured.get("json"), *(each.get("schema") for each in formats)]
+    structure = {
+        "json_schema": next(filter(None, schemas), None),
+        "regex": structured.get("regex"),
+        "choice": structured.get("choice"),
+    }
+    return given | {name: value for name, value in structure.items() if value is not None}
+
+
+def _fields_of(sampling: Sampling) -> dict[str, Any]:
+    """The other way round, whatever the fields of a client were."""
+    controls = sampling.model_dump(include=set(CONTROLS), exclude_none=True)
+    structure = {name: controls.pop(name) for name in STRUCTURES if name in controls}
+    fields = {OPENAI_NAMES.get(name, name): value for name, value in controls.items()}
+    if structure:
+        wire = {"json" if name == "json_schema" else name: structure[name] for name in structure}
+        fields |= {"structured_outputs": wire, "response_format": {"type": "text"}}
+    return fields
 
 
 class _Turns:

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from app.access.caller import ANONYMOUS, Caller
 from app.access.usage import UsageBook
 from app.adapters.registry import AdapterRegistry, Adapters, ResolvedAdapter
-from app.engine.generation import GenerationChunk, GenerationRequest, PromptStyle
+from app.engine.generation import (
+    Chat,
+    GenerationChunk,
+    GenerationRequest,
+    PromptSource,
+    structure_of,
+)
 from app.engine.protocol import Engine, Prompt
 from app.errors import ContextWindowExceeded, InvalidRequest
 from app.serving.admission import Admission, Demand
@@ -25,6 +31,13 @@ from app.serving.completing import Completing
 from app.serving.generation import Generation
 from app.serving.inspection import Distribution, inspect_distribution
 from app.serving.ledger import Ledger
+from app.serving.prompts import (
+    about_how_many_tokens,
+    check_can_fit,
+    exact_text,
+    prompt_of,
+    tokenize_exact,
+)
 from app.serving.run import Run, Unread
 from app.serving.shadowing import Again, Copy, Shadowing
 from app.settings import Settings
@@ -35,9 +48,6 @@ from app.versions.splits import Asker
 from softserve.schema.controls import Sampling
 
 T = TypeVar("T")
-
-# About, in English; what a text really has is known when it is tokenized.
-CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +85,9 @@ class Service:
         self,
         caller: Caller,
         request: GenerationRequest,
-        texts: Sequence[str],
-        style: PromptStyle,
+        sources: Sequence[PromptSource],
     ) -> AsyncIterator[Generation[GenerationChunk]]:
-        """Complete these texts. Leaving early aborts what is still running.
+        """Complete prompts made from these. Leaving early aborts what is still running.
 
         Raises:
             AdapterError: a named adapter is not there, or cannot be loaded.
@@ -88,11 +97,11 @@ class Service:
             Unavailable: the server is full, starting, draining, its engine has died, or the
                 request's time was up before the engine worked for it.
         """
-        async with self.admit(caller, request, texts) as admitted:
+        async with self.admit(caller, request, sources) as admitted:
             with phase("tokenize"):
                 prompts = await gather(
-                    self._prompt(request, index, text, style, admitted.adapters)
-                    for index, text in enumerate(texts)
+                    self._prompt(request, index, source, admitted.adapters)
+                    for index, source in enumerate(sources)
                 )
             copies = self.copies(request, prompts, admitted.adapters)
             async with aclosing(self.complete(request, prompts, admitted, copies)) as chunks:
@@ -104,13 +113,12 @@ class Service:
         self,
         caller: Caller,
         request: GenerationRequest,
-        text: str,
-        style: PromptStyle,
+        source: PromptSource,
         num_tokens: int,
     ) -> Inspection:
-        """What the request's controls do to the token after a text. Raises as `generate` does."""
-        async with self.admit(caller, request, [text]) as admitted:
-            prompt = await self._prompt(request, 0, text, style, admitted.adapters)
+        """What the request's controls do to the token after a prompt. Raises as `generate` does."""
+        async with self.admit(caller, request, [source]) as admitted:
+            prompt = await self._prompt(request, 0, source, admitted.adapters)
             self.check_fit([prompt], request)
             logprobs = await self.score(request.request_id, prompt, admitted)
             distribution = await asyncio.to_thread(
@@ -120,15 +128,15 @@ class Service:
 
     @asynccontextmanager
     async def admit(
-        self, caller: Caller, request: GenerationRequest, sources: Sequence[str | list[int]]
+        self, caller: Caller, request: GenerationRequest, sources: Sequence[PromptSource]
     ) -> AsyncIterator[Admitted]:
         """Hold a request's adapters, and count it. Its ledger begins. Raises as `generate` does.
 
-        `sources` are what its prompts are made from, texts or tokens: about how long they are.
+        `sources` are what its prompts are made from, which tells about how long they are.
         """
         caller.require_adapter(request.adapter, "adapter")
         caller.require_adapter(request.soft_prompt, "soft_prompt")
-        self._check_limits(request)
+        self._check_limits(request, sources)
         self._check_scheduling(caller, request)
         deadline = self._deadline(request)
         until_begun = asyncio.timeout_at(deadline)
@@ -141,6 +149,7 @@ class Service:
             self._check_stop(request.sampling)
             try:
                 async with until_begun, AsyncExitStack() as lease:
+                    await self.engine.check_structure(request.sampling)
                     adapters = await lease.enter_async_context(
                         self.registry.lease(
                             request.adapter,
@@ -238,13 +247,16 @@ class Service:
         self,
         request: GenerationRequest,
         index: int,
-        text: str,
-        style: PromptStyle,
+        source: PromptSource,
         adapters: Adapters,
     ) -> Prompt:
-        exact = exact_text(self.engine, text, style)
-        await check_can_fit(self.engine, exact, _which(index, request), "prompt")
-        return prompt_of(index, await tokenize_exact(self.engine, exact, style), adapters)
+        which = _which(index, request)
+        if isinstance(source, list):
+            self._check_token_ids(source, which)
+            return prompt_of(index, source, adapters)
+        text = await exact_text(self.engine, source)
+        await check_can_fit(self.engine, text, which, request.prompt_field)
+        return prompt_of(index, await tokenize_exact(self.engine, text, source), adapters)
 
     def _deadline(self, request: GenerationRequest) -> float | None:
         seconds = request.timeout_seconds or self.settings.max_timeout_seconds
@@ -265,14 +277,19 @@ class Service:
             )
         caller.require_priority(request.priority)
 
-    def _check_limits(self, request: GenerationRequest) -> None:
-        stop, limits = request.sampling.stop, self.settings
+    def _check_limits(self, request: GenerationRequest, sources: Sequence[PromptSource]) -> None:
+        stop, limits, field = request.sampling.stop, self.settings, request.prompt_field
+        num_messages = sum(len(each.messages) for each in sources if isinstance(each, Chat))
         counts = [
-            ("prompt", request.num_prompts, limits.max_prompts, "prompts"),
+            (field, request.num_prompts, limits.max_prompts, "prompts"),
+            (field, num_messages, limits.max_messages, "messages"),
             ("n", request.sampling.n, limits.max_n, "completions of each prompt"),
             ("stop", len(stop), limits.max_stop_strings, "stop strings"),
             ("stop", max(map(len, stop), default=0), limits.max_stop_length, "characters in one"),
         ]
+        if (structure := structure_of(request.sampling)) is not None:
+            length = len(structure.text)
+            counts.append((structure.kind, length, limits.max_structure_length, "characters"))
         for param, count, limit, what in counts:
             if count > limit:
                 raise InvalidRequest(
@@ -285,7 +302,9 @@ class Service:
         window = self.engine.info.context_window
         num_virtual, max_new_tokens = prompt.num_virtual_tokens, request.sampling.max_new_tokens
         if not prompt.token_ids:
-            raise InvalidRequest(f"{which} has no tokens: write something in it", param="prompt")
+            raise InvalidRequest(
+                f"{which} has no tokens: write something in it", param=request.prompt_field
+            )
         num_tokens = len(prompt.token_ids) + num_virtual
         if (excess := num_tokens + max_new_tokens - window) > 0:
             shorter = f"shorten the prompt by {excess:,} tokens"
@@ -298,7 +317,16 @@ class Service:
                 + (f", its soft prompt {num_virtual:,}" if num_virtual else "")
                 + f" and max_new_tokens is {max_new_tokens:,}; "
                 f"the context window is {window:,}: {shorter}",
-                param="prompt",
+                param=request.prompt_field,
+            )
+
+    def _check_token_ids(self, token_ids: Sequence[int], which: str) -> None:
+        vocabulary = self.engine.info.vocabulary_size
+        if (highest := max(token_ids)) >= vocabulary:
+            raise InvalidRequest(
+                f"{which} has the token id {highest:,} and the vocabulary has {vocabulary:,} "
+                f"tokens: send ids from 0 to {vocabulary - 1:,}",
+                param="prompt_token_ids",
             )
 
     def _check_top_k(self, sampling: Sampling) -> None:
@@ -329,55 +357,13 @@ def asker_of(caller: Caller, session: str | None) -> Asker:
     return Asker(key, session or None)
 
 
-def exact_text(engine: Engine, text: str, style: PromptStyle) -> str:
-    """What the tokens are made from, the chat template's text included. Raises `InvalidRequest`."""
-    return engine.chat_prompt(text, style.system) if style.use_chat_template else text
-
-
-async def tokenize(engine: Engine, text: str, style: PromptStyle) -> list[int]:
-    """The token ids of a text in this style. Raises `InvalidRequest`."""
-    return await tokenize_exact(engine, exact_text(engine, text, style), style)
-
-
-async def tokenize_exact(engine: Engine, exact: str, style: PromptStyle) -> list[int]:
-    # A chat template has all special tokens.
-    return await engine.tokenize(exact, add_special_tokens=not style.use_chat_template)
-
-
-async def check_can_fit(engine: Engine, text: str, which: str, param: str) -> None:
-    """Raises `ContextWindowExceeded` where it is certain before the text is tokenized."""
-    window = engine.info.context_window
-    if (excess := await engine.fewest_tokens(text) - window) > 0:
-        raise ContextWindowExceeded(
-            f"{which} has {window + excess:,} tokens or more; the context window is {window:,}: "
-            f"shorten the {param} by at least {excess:,} tokens",
-            param=param,
-        )
-
-
-def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
-    """A prompt for the engine, with the adapters that the request holds."""
-    return Prompt(
-        index,
-        token_ids,
-        lora=adapters.lora_digest,
-        soft_prompt=adapters.soft_prompt_digest,
-        num_virtual_tokens=adapters.num_virtual_tokens,
-        task=adapters.task,
-    )
-
-
-def _demand(request: GenerationRequest, sources: Sequence[str | list[int]]) -> Demand:
+def _demand(request: GenerationRequest, sources: Sequence[PromptSource]) -> Demand:
     return Demand(
         num_sequences=request.num_sequences,
-        num_prompt_tokens=sum(map(_estimated_tokens, sources)),
+        num_prompt_tokens=sum(map(about_how_many_tokens, sources)),
         max_new_tokens=request.sampling.max_new_tokens,
         priority=request.priority,
     )
-
-
-def _estimated_tokens(source: str | list[int]) -> int:
-    return len(source) if isinstance(source, list) else 1 + len(source) // CHARACTERS_A_TOKEN
 
 
 def _which(index: int, request: GenerationRequest) -> str:

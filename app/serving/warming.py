@@ -6,10 +6,10 @@ from contextlib import aclosing
 import structlog
 
 from app.adapters.registry import AdapterRegistry
-from app.engine.generation import PromptStyle, resolve_sampling
+from app.engine.generation import resolve_sampling
 from app.engine.protocol import Decoding, Engine, Prompt
 from app.errors import SoftserveError
-from app.serving.service import prompt_of, tokenize
+from app.serving.prompts import prompt_of, tokenize
 from app.templates.registry import TemplateRegistry
 
 log = structlog.get_logger(__name__)
@@ -46,11 +46,10 @@ class Warming:
             fields = template.compiled.template
             if not fields.warm:
                 return
-            texts = template.compiled.examples.texts[: fields.max_shots]
-            text = template.compiled.shared_prefix(texts)
-            as_chat = PromptStyle(fields.use_chat_template, fields.system)
+            shots = template.compiled.examples.shots[: fields.max_shots]
+            prefix = template.compiled.shared_prefix(shots)
             async with self._adapters.lease(fields.adapter, fields.soft_prompt) as adapters:
-                token_ids = await tokenize(self._engine, text, as_chat)
+                token_ids = await tokenize(self._engine, prefix)
                 room = self._engine.info.context_window - adapters.num_virtual_tokens - 1
                 if token_ids:
                     await self._compute(prompt_of(0, token_ids[:room], adapters))

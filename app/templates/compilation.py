@@ -1,7 +1,8 @@
 """From a template to prompts: everything about it is checked once, what is constant made once.
 
-The plot of a prompt: instruction, examples, query, with the separator in between. So all prompts of
-a template that use the same examples begin alike, and share that part of the prefix cache.
+The plot of a prompt: instruction, examples, query, with the separator in between; or each in a
+message of its own. So all prompts of a template that use the same examples begin alike, and share
+that part of the prefix cache.
 """
 
 import itertools
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from app.engine.generation import Chat
 from app.errors import InvalidRequest, TemplateRejected
 from app.templates.format import Format
 from app.templates.selection import Similarity
@@ -18,12 +20,24 @@ from softserve.schema.templates import OUTPUT, Example, Inputs, Template
 RESERVED = {OUTPUT, "self", "loop", "super", "caller", "varargs", "kwargs", "true", "false", "none"}
 
 
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """An example in a prompt: its text, which begins with the query where that is told apart."""
+
+    text: str
+    query: str = ""
+
+    @property
+    def answer(self) -> str:
+        return self.text[len(self.query) :].strip()
+
+
 @dataclass(frozen=True)
 class ExampleSet:
-    """Examples, and the text of each in a prompt."""
+    """Examples, and each in a prompt."""
 
     examples: tuple[Example, ...]
-    texts: tuple[str, ...]
+    shots: tuple[Shot, ...]
 
     @cached_property
     def similarity(self) -> Similarity:
@@ -52,11 +66,7 @@ class CompiledTemplate:
         self._query_format = Format(template.query_format, variables, "query_format")
         self._check_use()
         self._check_labels()
-        if template.system is not None and not template.use_chat_template:
-            raise TemplateRejected(
-                "system needs the model's chat template: set use_chat_template to true",
-                param="system",
-            )
+        self._check_chat()
         for field in ("instruction", "system", "separator", "example_format", "query_format"):
             self._check_plain(getattr(template, field) or "", field)
         self.examples = self.example_set(template.examples)
@@ -89,13 +99,24 @@ class CompiledTemplate:
             )
         return text
 
-    def prompt(self, example_texts: Iterable[str], query: str) -> str:
-        """The whole text, before any chat template."""
-        return self.template.separator.join([*self._head(), *example_texts, query])
+    def prompt(self, shots: Iterable[Shot], query: str) -> str | Chat:
+        """What the model is given: a text, or messages for its chat template."""
+        system = self.template.system
+        if self.template.examples_as_turns:
+            instruction = self.template.instruction or system
+            turns = itertools.chain.from_iterable(
+                (("user", shot.query), ("assistant", shot.answer)) for shot in shots
+            )
+            return Chat.of(("system", instruction), *turns, ("user", query))
+        texts = [*self._head(), *(shot.text for shot in shots), query]
+        text = self.template.separator.join(texts)
+        if self.template.use_chat_template:
+            return Chat.of(("system", system), ("user", text))
+        return text
 
-    def shared_prefix(self, example_texts: Iterable[str]) -> str:
+    def shared_prefix(self, shots: Iterable[Shot]) -> str | Chat:
         """What all prompts with these examples begin with."""
-        return self.prompt(example_texts, "")
+        return self.prompt(shots, "")
 
     def continuations(self, inputs: Inputs, query: str) -> list[str]:
         """The text of each label as it follows the query.
@@ -109,8 +130,8 @@ class CompiledTemplate:
         example = self._example_format.render({**inputs, OUTPUT: label})
         if not example.startswith(query) or example == query:
             raise InvalidRequest(
-                "with labels, an example has to begin exactly as its query does: make "
-                "example_format query_format and what follows it",
+                "with labels or examples_as_turns, an example has to begin exactly as its query "
+                "does: make example_format query_format and what follows it",
                 param="example_format",
             )
         rest = example[len(query) :]
@@ -120,7 +141,7 @@ class CompiledTemplate:
     def _head(self) -> list[str]:
         return [self.template.instruction] if self.template.instruction else []
 
-    def _example(self, number: int, example: Example) -> str:
+    def _example(self, number: int, example: Example) -> Shot:
         where = f"example {number + 1}"
         wanted = [*self.template.input_variables, OUTPUT]
         if problem := _difference(example, wanted):
@@ -134,14 +155,21 @@ class CompiledTemplate:
                 param="examples",
             )
         try:
-            text = self._example_format.render(example)
-            if self.template.labels:
-                inputs = {name: example[name] for name in self.template.input_variables}
-                self._continuation(inputs, self._query_format.render(inputs), example[OUTPUT])
+            shot = self._shot(example)
         except InvalidRequest as error:
             raise TemplateRejected(f"{where}: {error.message}", param="examples") from error
-        self._check_plain(text, where, "examples")
-        return text
+        self._check_plain(shot.text, where, "examples")
+        return shot
+
+    def _shot(self, example: Example) -> Shot:
+        """Raises `InvalidRequest`."""
+        text = self._example_format.render(example)
+        if not self.template.labels and not self.template.examples_as_turns:
+            return Shot(text)
+        inputs = {name: example[name] for name in self.template.input_variables}
+        query = self._query_format.render(inputs)
+        self._continuation(inputs, query, example[OUTPUT])
+        return Shot(text, query)
 
     def _check_variables(self) -> None:
         names = self.template.input_variables
@@ -169,6 +197,27 @@ class CompiledTemplate:
             raise TemplateRejected(
                 "example_format does not use output: put {{ output }} where the answer stands",
                 param="example_format",
+            )
+
+    def _check_chat(self) -> None:
+        template = self.template
+        if not template.use_chat_template:
+            for field in ("system", "examples_as_turns"):
+                if getattr(template, field):
+                    raise TemplateRejected(
+                        f"{field} needs the model's chat template: set use_chat_template to true",
+                        param=field,
+                    )
+        if not template.examples_as_turns:
+            return
+        if template.instruction and template.system is not None:
+            raise TemplateRejected(
+                "with examples_as_turns the instruction is the system message: leave system out",
+                param="system",
+            )
+        if template.separator != Template.model_fields["separator"].default:
+            raise TemplateRejected(
+                "separator has no effect with examples_as_turns: leave it out", param="separator"
             )
 
     def _check_labels(self) -> None:

@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from softserve.schema.fields import (
     Body,
+    Choices,
     Count,
+    JsonObject,
     NonEmptyText,
     PositiveCount,
     Reference,
@@ -154,8 +156,24 @@ class Sampling(BaseModel):
         description="Go on after an end-of-sequence token, up to `max_new_tokens`.",
         examples=[False],
     )
+    json_schema: JsonObject | None = Field(
+        None,
+        description="A JSON schema: the completion is JSON that is valid by it.",
+        examples=[{"type": "object", "properties": {"city": {"type": "string"}}}],
+    )
+    regex: NonEmptyText | None = Field(
+        None,
+        description="A regular expression that the whole completion matches.",
+        examples=["[0-9]{4}-[0-9]{2}-[0-9]{2}"],
+    )
+    choice: Choices | None = Field(
+        None,
+        description="The texts that there are: the completion is one of them.",
+        examples=[["positive", "negative"]],
+    )
 
 
+STRUCTURES = ("json_schema", "regex", "choice")
 FILTERS = ("top_k", "top_p", "min_p")
 CONTROLS = tuple(name for name in Sampling.model_fields if name != "greedy")
 

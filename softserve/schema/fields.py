@@ -1,5 +1,6 @@
 """What the fields of every body have in common: strict types, real text, plain ranges."""
 
+import json
 import re
 import unicodedata
 from typing import Annotated, Any
@@ -11,7 +12,6 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -54,23 +54,40 @@ def one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
 
-def one_or_more_schema(min_items: int) -> WithJsonSchema:
-    text = {"type": "string", "minLength": 1}
-    return WithJsonSchema(
-        {"anyOf": [text, {"type": "array", "items": text, "minItems": min_items}]}
-    )
+def one_list_or_more(value: Any) -> Any:
+    is_one = isinstance(value, list) and bool(value) and not isinstance(value[0], list)
+    return [value] if is_one else value
+
+
+class OneOrMore:
+    """In the schema of a list of items: or one item, which stands for a list of one."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        several = handler(core_schema)
+        return {"anyOf": [several["items"], several]}
 
 
 # Not a union: an error would be told once for each of its members.
-Prompts = Annotated[
-    list[NonEmptyText],
-    Field(min_length=1),
-    BeforeValidator(one_or_more),
-    one_or_more_schema(min_items=1),
-]
-StopStrings = Annotated[
-    list[NonEmptyText], BeforeValidator(one_or_more), one_or_more_schema(min_items=0)
-]
+StopStrings = Annotated[list[NonEmptyText], BeforeValidator(one_or_more), OneOrMore()]
+
+
+Choices = Annotated[list[NonEmptyText], Field(min_length=1)]
+
+
+def _is_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Python's parser takes what is no JSON, and more levels than others do."""
+    try:
+        refuse_what_is_not_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (ValueError, RecursionError) as error:
+        raise PydanticCustomError(
+            "not_json", "must be JSON without NaN and Infinity, not nested too deeply"
+        ) from error
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_is_json)]
 
 
 # What describes a field beside its type.

@@ -11,7 +11,14 @@ from softserve.schema.controls import (
     SamplingFields,
     Scheduling,
 )
-from softserve.schema.fields import SHOWN_DIGEST, Body, Prompts
+from softserve.schema.fields import SHOWN_DIGEST, Body
+from softserve.schema.prompts import (
+    SHOWN_MESSAGES,
+    SHOWN_TOKEN_IDS,
+    Conversations,
+    Prompts,
+    TokenPrompts,
+)
 
 FinishReason = Literal["stop", "length", "timeout", "abort"]
 
@@ -54,9 +61,21 @@ class GenerateBody(PromptControls, AdapterChoice, SamplingFields, AnswerFields, 
         }
     )
 
-    prompt: Prompts = Field(
+    prompt: Prompts | None = Field(
+        None,
         description="The text to complete, or a list of texts, answered in order.",
         examples=["The capital of France is", ["One, two,", "Red, green,"]],
+    )
+    messages: Conversations | None = Field(
+        None,
+        description="In place of `prompt`: a conversation whose next message is wanted, in the "
+        "model's own chat template, or a list of conversations.",
+        examples=[SHOWN_MESSAGES, [SHOWN_MESSAGES]],
+    )
+    prompt_token_ids: TokenPrompts | None = Field(
+        None,
+        description="In place of `prompt`: its tokens, taken as they are, or a list of those.",
+        examples=[SHOWN_TOKEN_IDS, [SHOWN_TOKEN_IDS]],
     )
 
 

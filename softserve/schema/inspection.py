@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from softserve.schema.controls import AdapterChoice, FilterFields, PromptControls, Sampling
 from softserve.schema.fields import NonEmptyText
 from softserve.schema.generation import SHOWN_ID, SHOWN_LORA, SHOWN_SOFT_PROMPT, AdapterUsed
+from softserve.schema.prompts import SHOWN_MESSAGES, SHOWN_TOKEN_IDS, Conversation, TokenIds
 
 Filter = Literal["min_p", "top_k", "top_p"]
 
@@ -20,8 +21,18 @@ class InspectBody(PromptControls, AdapterChoice, FilterFields):
         }
     )
 
-    prompt: NonEmptyText = Field(
-        description="The text whose next token is inspected.", examples=["The sky is"]
+    prompt: NonEmptyText | None = Field(
+        None, description="The text whose next token is inspected.", examples=["The sky is"]
+    )
+    messages: Conversation | None = Field(
+        None,
+        description="In place of `prompt`: a conversation, in the model's own chat template.",
+        examples=[SHOWN_MESSAGES],
+    )
+    prompt_token_ids: TokenIds | None = Field(
+        None,
+        description="In place of `prompt`: its tokens, taken as they are.",
+        examples=[SHOWN_TOKEN_IDS],
     )
     num_tokens: int = Field(
         10, ge=1, le=1000, description="How many of the most likely tokens to show.", examples=[5]

@@ -14,12 +14,12 @@ from softserve.schema.fields import (
     SHOWN_DIGEST,
     Body,
     Count,
+    JsonObject,
     NonEmptyText,
     PositiveCount,
+    StopStrings,
     Text,
     one_or_more,
-    one_or_more_schema,
-    refuse_what_is_not_text,
 )
 from softserve.schema.icl import TemplateChoice
 from softserve.schema.templates import SHOWN_TEMPLATE, Examples, Inputs, Selection, ShotsField
@@ -33,20 +33,6 @@ SHOWN_SCHEMA: dict[str, Any] = {
     "properties": {"city": {"type": "string"}},
     "required": ["city"],
 }
-
-
-def _refuse_what_is_not_text_within(value: Any) -> Any:
-    match value:
-        case str():
-            refuse_what_is_not_text(value)
-        case dict():
-            for key, each in value.items():
-                refuse_what_is_not_text(key)
-                _refuse_what_is_not_text_within(each)
-        case list():
-            for each in value:
-                _refuse_what_is_not_text_within(each)
-    return value
 
 
 ITEMS = ("message", "function_call", "function_call_output")
@@ -73,7 +59,6 @@ def _an_item(item: dict[str, Any]) -> dict[str, Any]:
     return item
 
 
-Json = Annotated[dict[str, Any], AfterValidator(_refuse_what_is_not_text_within)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 TokenIds = list[TokenId]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
@@ -95,9 +80,6 @@ OpenAIPrompts = Annotated[
     Field(min_length=1),
     BeforeValidator(_prompts),
 ]
-SomeTexts = Annotated[
-    list[NonEmptyText], BeforeValidator(one_or_more), one_or_more_schema(min_items=0)
-]
 
 
 class JsonSchema(Body):
@@ -107,7 +89,7 @@ class JsonSchema(Body):
     description: Text | None = Field(
         None, description="What it is for; the model does not see it.", examples=["A city."]
     )
-    json_schema: Json | None = Field(
+    json_schema: JsonObject | None = Field(
         None, alias="schema", description="The schema.", examples=[SHOWN_SCHEMA]
     )
     strict: bool | None = Field(
@@ -128,7 +110,7 @@ class ResponseFormat(Body):
 class StructuredOutputs(Body):
     """What form a completion has; one of the three."""
 
-    json_schema: Json | None = Field(
+    json_schema: JsonObject | None = Field(
         None, alias="json", description="JSON that follows this schema.", examples=[SHOWN_SCHEMA]
     )
     regex: NonEmptyText | None = Field(
@@ -156,7 +138,7 @@ class CallerTags(Body):
     user: Text | None = Field(
         None, description="The caller's name for its own user; changes nothing.", examples=["u-7"]
     )
-    metadata: Json | None = Field(
+    metadata: JsonObject | None = Field(
         None, description="The caller's own notes; change nothing.", examples=[{"job": "7"}]
     )
     safety_identifier: Text | None = Field(
@@ -202,7 +184,7 @@ class OpenAISampling(
     seed: Count | None = Field(
         None, description="The same seed and request give the same text.", examples=[7]
     )
-    stop: SomeTexts | None = Field(
+    stop: StopStrings | None = Field(
         None,
         description="End a completion before this text, or before any of these.",
         examples=[["\n\n"]],
@@ -341,7 +323,7 @@ class ToolFunction(Body):
     description: Text | None = Field(
         None, description="What it does, for the model.", examples=["The weather in a city."]
     )
-    parameters: Json | None = Field(
+    parameters: JsonObject | None = Field(
         None, description="Its parameters, as a JSON schema.", examples=[SHOWN_SCHEMA]
     )
     strict: bool | None = Field(
@@ -457,16 +439,12 @@ class ChatBody(OpenAIDecoding):
         description="Go on with the last message; not with `add_generation_prompt`.",
         examples=[False],
     )
-    chat_template_kwargs: Json | None = Field(
+    chat_template_kwargs: JsonObject | None = Field(
         None, description="What the model's chat template takes besides.", examples=[{}]
     )
 
 
-InputItem = Annotated[
-    dict[str, Any],
-    AfterValidator(_refuse_what_is_not_text_within),
-    AfterValidator(_an_item),
-]
+InputItem = Annotated[JsonObject, AfterValidator(_an_item)]
 
 
 class ResponsesBody(OpenAISampling):
@@ -494,17 +472,17 @@ class ResponsesBody(OpenAISampling):
     top_logprobs: Logprobs | None = Field(
         None, description="How many alternatives, with `include`.", examples=[3]
     )
-    text: Json | None = Field(
+    text: JsonObject | None = Field(
         None,
         description="The form of the answer, under `format`.",
         examples=[{"format": {"type": "text"}}],
     )
-    tools: list[Json] | None = Field(
+    tools: list[JsonObject] | None = Field(
         None,
         description="Functions that the model may call; needs the server's --tool-parser.",
         examples=[[]],
     )
-    tool_choice: Literal["none", "auto", "required"] | Json | None = Field(
+    tool_choice: Literal["none", "auto", "required"] | JsonObject | None = Field(
         None, description="Whether it may or has to, or which.", examples=["auto"]
     )
     parallel_tool_calls: bool = Field(
@@ -516,7 +494,7 @@ class ResponsesBody(OpenAISampling):
     background: Literal[False] | None = Field(
         None, description="Answers are not kept: `false` alone.", examples=[False]
     )
-    chat_template_kwargs: Json | None = Field(
+    chat_template_kwargs: JsonObject | None = Field(
         None, description="What the model's chat template takes besides.", examples=[{}]
     )
 

@@ -7,12 +7,18 @@ class Limits(BaseModel):
     """The limits on one request and on the work in flight; `GET /info` shows them."""
 
     max_prompts: PositiveInt = Field(32, description="Prompts in one request.", examples=[32])
+    max_messages: PositiveInt = Field(256, description="Messages in one request.", examples=[256])
     max_n: PositiveInt = Field(16, description="Completions of one prompt.", examples=[16])
     max_stop_strings: PositiveInt = Field(
         8, description="Stop strings in one request.", examples=[8]
     )
     max_stop_length: PositiveInt = Field(
         128, description="Characters in one stop string.", examples=[128]
+    )
+    max_structure_length: PositiveInt = Field(
+        16_384,
+        description="Characters in one json_schema, regex or choice.",
+        examples=[16_384],
     )
     max_body_bytes: PositiveInt = Field(
         1_048_576, description="Bytes in one request body.", examples=[1_048_576]

@@ -102,6 +102,12 @@ class Template(PromptControls, AdapterChoice, SamplingFields):
     separator: Annotated[Text, Field(max_length=256)] = Field(
         "\n\n", description="Between instruction, examples and query.", examples=["\n\n"]
     )
+    examples_as_turns: bool = Field(
+        False,
+        description="With `use_chat_template`: the instruction is the system message, and each "
+        "example a user's message and the assistant's answer to it.",
+        examples=[False],
+    )
     examples: Examples = Field(
         default_factory=list,
         description="Each with every input and the `output` that is wanted.",

@@ -36,6 +36,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 FIELDS = [
     *("prompt", "n", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "logprobs"),
     *("max_new_tokens", "min_new_tokens", "stream", "system", "use_chat_template", "num_tokens"),
+    *("messages", "prompt_token_ids", "json_schema", "regex", "choice"),
     *("template", "inputs", "shots", "selection", "selection_seed", "examples"),
 ]
 

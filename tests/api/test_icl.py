@@ -154,6 +154,17 @@ async def test_the_chat_template_is_part_of_the_prompt(icl: Icl) -> None:
     assert answer["completions"][0]["text"] == rendered["prompt"]
 
 
+async def test_examples_as_turns(icl: Icl) -> None:
+    turns = {**TEMPLATE, "use_chat_template": True, "examples_as_turns": True}
+    del turns["separator"]
+    rendered = await icl.render(template=turns, shots=1)
+    assert rendered["prompt"] == (
+        "[system]Mood?[user]red apples =[assistant]good[user]hot soup =[assistant]"
+    )
+    answer = await icl.generate(template=turns, shots=1, max_new_tokens=200)
+    assert answer["completions"][0]["text"] == rendered["prompt"]
+
+
 LONG = [{"text": "x" * 50, "output": "y"}] * 5
 
 
@@ -454,7 +465,7 @@ def _with(**fields: Any) -> dict[str, Any]:
         ({"inputs": {"text": ["a"]}}, 422, "invalid_request", "inputs"),
         ({"inputs": {"text": "a<|end|>"}}, 422, "invalid_request", "inputs"),
         ({"inputs": {"text": "a\x00"}}, 422, "invalid_request", "inputs"),
-        ({"inputs": [{"text": "a"}] * 33}, 422, "invalid_request", "prompt"),
+        ({"inputs": [{"text": "a"}] * 33}, 422, "invalid_request", "inputs"),
         ({"examples": [{"text": "a"}]}, 422, "template_rejected", "examples"),
         ({"examples": [{"text": "<|end|>", "output": "a"}]}, 422, "template_rejected", "examples"),
         ({"examples": [{"text": "a", "output": 7}]}, 422, "invalid_request", "examples"),

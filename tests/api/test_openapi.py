@@ -1,6 +1,7 @@
 """The OpenAPI document: a description and an example for every field, and every endpoint."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,18 +13,19 @@ from app.http.requests import (
     few_shot_request,
     generation_request,
     inspection_request,
-    prompt_style,
+    prompt_sources,
 )
 from app.settings import Settings
 from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
 from softserve.schema.inspection import InspectBody
+from softserve.schema.prompts import PROMPT_FIELDS
 from tests.api.support import serving
 from tests.fake_engine import FakeEngine
 
 Body = GenerateBody | InspectBody
 CONVERTED: list[tuple[type[Body], Callable[..., Any]]] = [
-    (GenerateBody, generation_request),
+    (GenerateBody, partial(generation_request, num_prompts=1)),
     (InspectBody, inspection_request),
 ]
 REQUEST = Request({"type": "http", "headers": [], "state": {"request_id": "id"}})
@@ -71,10 +73,10 @@ def test_every_example_of_a_request_field_is_valid(
     }
     for name, field in body.model_fields.items():
         for example in field.examples or ():
-            given = {"prompt": "a", **needed.get(name, {}), name: example}
-            valid = body.model_validate(given)
+            prompt = {} if name in PROMPT_FIELDS else {"prompt": "a"}
+            valid = body.model_validate({**prompt, **needed.get(name, {}), name: example})
             to_request(valid, REQUEST)
-            prompt_style(valid)
+            assert prompt_sources(valid)
 
 
 @pytest.mark.parametrize(("body", "to_request"), CONVERTED)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 
 from app.access.caller import ANONYMOUS
-from app.engine.generation import AS_IT_IS, GenerationChunk, GenerationRequest, resolve_sampling
+from app.engine.generation import GenerationChunk, GenerationRequest, resolve_sampling
 from tests.api.support import (
     Served,
     add_lora,
@@ -191,7 +191,7 @@ async def _generating(
 ) -> AsyncGenerator[AsyncGenerator[GenerationChunk]]:
     request = GenerationRequest("id", 1, resolve_sampling(**sampling))
     service = served.app.state.service
-    async with service.generate(ANONYMOUS, request, [LONG], AS_IT_IS) as generation:
+    async with service.generate(ANONYMOUS, request, [LONG]) as generation:
         yield generation.items
 
 

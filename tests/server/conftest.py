@@ -9,6 +9,7 @@ import pytest
 
 from tests.server.peft_reference import PeftReference
 from tests.server.process import ServerProcess, running
+from tests.server.requests import add_adapter
 from tests.server.tiny_models import make_llama
 
 SHARED_ARGUMENTS = (
@@ -20,6 +21,7 @@ SHARED_ARGUMENTS = (
     *("--max-adapter-bytes", "33554432"),
     *("--tool-parser", "hermes"),
 )
+SHIPPED_ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
 LAST_MODULE = "test_lifecycle"
 
 
@@ -59,3 +61,15 @@ def client(server: ServerProcess) -> Iterator[httpx.Client]:
 async def async_client(server: ServerProcess) -> AsyncIterator[httpx.AsyncClient]:
     async with server.async_client() as client:
         yield client
+
+
+@pytest.fixture
+def intent_adapters(client: httpx.Client) -> Iterator[list[dict[str, str]]]:
+    """The LoRA and the soft prompt that ship, each as a request asks for it."""
+    chosen = [{"adapter": "support-intent-lora"}, {"soft_prompt": "support-intent-prompt"}]
+    names = [name for each in chosen for name in each.values()]
+    for name in names:
+        add_adapter(client, name, SHIPPED_ADAPTERS / name)
+    yield chosen
+    for name in names:
+        client.delete(f"/adapters/{name}")

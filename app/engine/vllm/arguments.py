@@ -20,6 +20,7 @@ OWNED = {
     "served_model_name": "use --served-model-name",
     "max_logprobs": "POST /inspect needs the whole distribution",
     "logprobs_mode": "logprobs are those of the model, before the sampling controls",
+    "structured_outputs_config": "softserve tries structures in the backend that it has chosen",
     "disable_log_stats": "GET /metrics and the timings need them",
 }
 

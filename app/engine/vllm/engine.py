@@ -21,7 +21,7 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from app.engine.generation import GenerationChunk
+from app.engine.generation import Chat, GenerationChunk, Structure, structure_of
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
 from app.engine.proof import prove
@@ -35,16 +35,17 @@ from app.engine.vllm.fork_server import start_fork_server
 from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
 from app.engine.vllm.outputs import chunk_of
 from app.engine.vllm.soft_prompts import SoftPrompts
+from app.engine.vllm.structures import Structures
 from app.engine.vllm.threads import run_in_daemon_thread
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.settings import Settings
-from softserve.schema.controls import CONTROLS, Sampling
+from softserve.schema.controls import CONTROLS, STRUCTURES, Sampling
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.outputs import RequestOutput
-    from vllm.sampling_params import SamplingParams
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from app.engine.vllm.openai import VLLMOpenAI
@@ -68,6 +69,7 @@ class VLLMEngine:
         self._loras: LoRAs
         self._soft_prompts: SoftPrompts
         self._openai: VLLMOpenAI
+        self._structures: Structures | None = None
         self._info: EngineInfo | None = None
         self._architecture: Architecture | None = None
 
@@ -109,6 +111,8 @@ class VLLMEngine:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()
             await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_SECONDS)
+        if self._structures is not None:
+            await self._structures.stop()
 
     def _load(self) -> None:
         prepare_environment(self._settings)
@@ -129,6 +133,7 @@ class VLLMEngine:
         withdraw_metric(self._llm)
         self._loras = LoRAs(self._llm)
         self._soft_prompts = SoftPrompts(self._llm.model_config.dtype)
+        self._structures = Structures(self._tokenizer, self._llm.model_config.get_vocab_size())
         self._architecture = describe_architecture(
             base_names(self._settings, folder), self._llm.vllm_config, self._settings
         )
@@ -160,8 +165,13 @@ class VLLMEngine:
     async def fewest_tokens(self, text: str) -> int:
         return await self._tokenizer.fewest_tokens(text)
 
-    def chat_prompt(self, user: str, system: str | None) -> str:
-        return self._tokenizer.chat_prompt(user, system)
+    def chat_prompt(self, chat: Chat) -> str:
+        return self._tokenizer.chat_prompt(chat)
+
+    async def check_structure(self, sampling: Sampling) -> None:
+        if (structure := structure_of(sampling)) is not None:
+            assert self._structures is not None, "the engine has not started"
+            await self._structures.check(structure)
 
     def token_text(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id)
@@ -341,9 +351,12 @@ def _tokenizer_of(folder: Path, config: "ModelConfig") -> Tokenizer:
 
 
 def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
+    # The one that app/engine/vllm/structure_trial.py tries structures in.
+    arguments |= {"structured_outputs_config": StructuredOutputsConfig(backend="guidance")}
     # vLLM's batch sizes on a large GPU are those of a server only where it is told of one.
     return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
 
@@ -459,10 +472,25 @@ def _sampling_params(
 ) -> "SamplingParams":
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    controls = {VLLM_NAMES.get(name, name): getattr(sampling, name) for name in CONTROLS}
+    names = [name for name in CONTROLS if name not in STRUCTURES]
+    controls = {VLLM_NAMES.get(name, name): getattr(sampling, name) for name in names}
     return SamplingParams(
         **controls | {"top_k": sampling.top_k or 0, "stop": list(sampling.stop)},
         stop_token_ids=stop_token_ids,
+        structured_outputs=_structured_outputs(sampling),
         logprobs=logprobs,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def _structured_outputs(sampling: Sampling) -> "StructuredOutputsParams | None":
+    from vllm.sampling_params import StructuredOutputsParams
+
+    match structure_of(sampling):
+        case None:
+            return None
+        case Structure(kind="json_schema", text=schema):
+            # As text, it is exactly what was tried.
+            return StructuredOutputsParams(json=schema)
+        case _:
+            return StructuredOutputsParams(regex=sampling.regex, choice=sampling.choice)

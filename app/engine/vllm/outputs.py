@@ -1,5 +1,6 @@
 """From vLLM's outputs to chunks."""
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from app.engine.generation import GenerationChunk, PositionLogprobs, TokenLogprob
@@ -52,7 +53,12 @@ def _position_logprobs(
     by_rank = sorted(position, key=lambda token_id: position[token_id].rank)
     return PositionLogprobs(
         chosen=tokens[chosen_id],
-        top=tuple(tokens[token_id] for token_id in by_rank[:num_logprobs]),
+        # A structure leaves no probability to the tokens that it does not allow.
+        top=tuple(
+            tokens[token_id]
+            for token_id in by_rank[:num_logprobs]
+            if tokens[token_id].logprob > -inf
+        ),
     )
 
 

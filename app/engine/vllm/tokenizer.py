@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable
+from copy import copy
+from dataclasses import replace
 from functools import cached_property, partial
 from math import ceil
 from typing import Any
 
+from app.engine.generation import Chat
 from app.errors import InvalidRequest
 
 SHORT_TEXT_LENGTH = 4096
@@ -34,6 +37,29 @@ class Tokenizer:
         return frozenset(self._tokenizer.all_special_tokens) | {
             token.content for token in added if token.special
         }
+
+    @cached_property
+    def rules(self) -> str | None:
+        """A fast tokenizer's in JSON, as the `tokenizers` library reads them; None of any other."""
+        from transformers import TokenizersBackend
+
+        if not isinstance(self._tokenizer, TokenizersBackend):
+            return None
+        rules = copy(self._tokenizer.backend_tokenizer)
+        rules.no_padding()
+        rules.no_truncation()
+        text: str = rules.to_str()
+        return text
+
+    @property
+    def size(self) -> int:
+        return len(self._tokenizer)
+
+    @property
+    def end(self) -> int | None:
+        """The id of the end-of-sequence token."""
+        token_id: int | None = self._tokenizer.eos_token_id
+        return token_id
 
     def ids_of_special_tokens(self, texts: Iterable[str]) -> list[int]:
         """The ids of those texts that are special tokens."""
@@ -97,49 +123,49 @@ class Tokenizer:
         )
         return max(map(len, vocabulary)) if has_bytes and not drops else None
 
-    def chat_prompt(self, user: str, system: str | None) -> str:
+    def chat_prompt(self, chat: Chat) -> str:
         if not getattr(self._tokenizer, "chat_template", None):
             raise InvalidRequest(
-                "this model has no chat template: write the whole prompt yourself and leave "
-                "use_chat_template out",
-                param="use_chat_template",
+                f"this model has no chat template: {_write_it_yourself(chat)}", param=chat.asked_by
             )
-        messages = {"user": user} if system is None else {"system": system, "user": user}
-        self._check_template_shows(messages)
-        return self._in_chat_template(messages)
+        self._check_template_shows(chat)
+        return self._in_chat_template(chat)
 
-    def _check_template_shows(self, messages: dict[str, str]) -> None:
+    def _check_template_shows(self, chat: Chat) -> None:
         """Raises `InvalidRequest` where the template drops a message without a word."""
+        roles = [message.role for message in chat.messages]
         # Digits stay as they are in whatever a template does to a text.
-        marks = {role: f"{number:020}" for number, role in enumerate(messages, start=730_915_826)}
-        text = self._in_chat_template({role: messages[role] + marks[role] for role in messages})
-        for role, mark in marks.items():
+        marks = [f"{number:020}" for number, _ in enumerate(roles, start=730_915_826)]
+        text = self._in_chat_template(
+            replace(chat, messages=Chat.of(*zip(roles, marks, strict=True)).messages)
+        )
+        for role, mark in zip(roles, marks, strict=True):
             if mark not in text:
                 advice = (
-                    "leave system out, and put what it says into the prompt"
-                    if "system" in messages
-                    else "write the whole prompt yourself and leave use_chat_template out"
+                    "leave the system message out, and put what it says into the user's"
+                    if "system" in roles
+                    else _write_it_yourself(chat)
                 )
                 raise InvalidRequest(
                     f"the model's chat template leaves out the {role} message: {advice}",
-                    param="system" if "system" in messages else "use_chat_template",
+                    param=chat.asked_by,
                 )
 
-    def _in_chat_template(self, messages: dict[str, str]) -> str:
-        """One message of each role, in this order, and the beginning of the answer."""
+    def _in_chat_template(self, chat: Chat) -> str:
+        """The messages, and the beginning of the answer."""
         from jinja2.exceptions import TemplateError
 
         try:
             text: str = self._tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in messages.items()],
+                [{"role": each.role, "content": each.content} for each in chat.messages],
                 tokenize=False,
                 add_generation_prompt=True,
             )
         except TemplateError as error:
             raise InvalidRequest(
-                f"the model's chat template refuses these messages ({error}): "
-                "leave system out, or use_chat_template",
-                param="use_chat_template",
+                f"the model's chat template refuses these messages ({error}): take turns of user "
+                f"and assistant, without a system message, or {_write_it_yourself(chat)}",
+                param=chat.asked_by,
             ) from error
         return text
 
@@ -154,3 +180,7 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         text: str = self._tokenizer.decode([token_id])
         return text
+
+
+def _write_it_yourself(chat: Chat) -> str:
+    return f"write the whole prompt yourself and leave {chat.asked_by} out"

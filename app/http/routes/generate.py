@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from app.http.answers import adapters_used
 from app.http.dependencies import ERRORS, EVENT_STREAM, TheCaller, TheService, json_answer
 from app.http.guard import router_for
-from app.http.requests import generation_request, inspection_request, prompt_style
+from app.http.requests import generation_request, inspection_request, prompt_sources
 from app.http.streaming import answer, until_disconnect
 from softserve.schema.generation import GenerateAnswer, GenerateBody
 from softserve.schema.inspection import InspectAnswer, InspectBody, TokenFateOut
@@ -25,8 +25,9 @@ routers = (router,)
 async def generate(
     body: GenerateBody, request: Request, caller: TheCaller, service: TheService
 ) -> Response:
-    asked = generation_request(body, request)
-    running = service.generate(caller, asked, body.prompt, prompt_style(body))
+    sources = prompt_sources(body)
+    asked = generation_request(body, request, len(sources))
+    running = service.generate(caller, asked, sources)
     return await answer(request, running, body)
 
 
@@ -41,7 +42,8 @@ async def inspect(
 ) -> Response:
     asked = inspection_request(body, request)
     engine = service.engine
-    inspecting = service.inspect(caller, asked, body.prompt, prompt_style(body), body.num_tokens)
+    (source,) = prompt_sources(body)
+    inspecting = service.inspect(caller, asked, source, body.num_tokens)
     inspection = await until_disconnect(request.receive, inspecting)
     return json_answer(
         InspectAnswer(

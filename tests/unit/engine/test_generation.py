@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.generation import GenerationRequest, PromptStyle, resolve_sampling
+from app.engine.generation import GenerationRequest, resolve_sampling, structure_of
 from app.errors import InvalidRequest
 from softserve.schema.controls import Sampling
 
@@ -51,6 +51,7 @@ def test_what_is_given_is_in_effect() -> None:
 
 
 GREEDY = "because the request is greedy: give a temperature above 0, or leave it out"
+GO_ON = "would have a completion go on behind the end that"
 RAISE = "has no effect at temperature 0: raise the temperature, or leave one of the two out"
 
 
@@ -66,6 +67,12 @@ RAISE = "has no effect at temperature 0: raise the temperature, or leave one of 
         ({"n": 2}, "n", f"n above 1 would repeat one text, {GREEDY}"),
         ({"temperature": 0.009}, "temperature",
          "temperature is 0.009: give 0 for greedy decoding, or at least 0.01"),
+        ({"regex": "a", "choice": ["a"]}, "choice",
+         "regex and choice each say what a completion is: leave one of them out"),
+        ({"choice": ["a"], "min_new_tokens": 1}, "min_new_tokens",
+         f"min_new_tokens {GO_ON} choice gives it: leave one of them out"),
+        ({"json_schema": {}, "ignore_eos": True}, "ignore_eos",
+         f"ignore_eos {GO_ON} json_schema gives it: leave one of them out"),
         ({"min_new_tokens": 1000, "max_new_tokens": 999}, "min_new_tokens",
          "min_new_tokens is 1,000 and max_new_tokens is 999: lower the first or raise the second"),
         ({"min_new_tokens": 129}, "min_new_tokens",
@@ -78,11 +85,20 @@ def test_contradictions(given: dict[str, Any], param: str, message: str) -> None
     assert (raised.value.param, raised.value.message) == (param, message)
 
 
-def test_a_system_message_needs_the_chat_template() -> None:
-    with pytest.raises(InvalidRequest) as raised:
-        PromptStyle(system="be kind")
-    assert raised.value.param == "system"
-    assert PromptStyle(use_chat_template=True, system="be kind").system == "be kind"
+@pytest.mark.parametrize(
+    ("given", "structure"),
+    [
+        ({}, None),
+        ({"regex": '"a"'}, ("regex", '"a"')),
+        ({"choice": ["a", "b"]}, ("choice", '["a", "b"]')),
+        ({"json_schema": {}}, ("json_schema", "{}")),
+        ({"json_schema": {"b": None, "a": "é"}}, ("json_schema", '{"b": null, "a": "\\u00e9"}')),
+    ],
+)
+def test_the_structure_that_is_asked_for(
+    given: dict[str, Any], structure: tuple[str, str] | None
+) -> None:
+    assert structure_of(resolve_sampling(**given)) == structure
 
 
 def test_sequences_are_prompts_times_n() -> None:

@@ -8,8 +8,10 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from tokenizers import Tokenizer as Rules
 from transformers import PreTrainedTokenizerFast
 
+from app.engine.generation import Chat
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import InvalidRequest
+from softserve.schema.prompts import Message, Role
 
 UNKNOWN = "<unk>"
 NAMED = {"unk_token": UNKNOWN, "bos_token": "<s>", "eos_token": "</s>"}
@@ -105,7 +107,7 @@ IN_CAPITALS = (
 )
 PARTS = "{% for part in messages[-1].content %}{{ part.text }}{% endfor %}"
 WRITE_IT = "write the whole prompt yourself and leave use_chat_template out"
-ADVICE = "leave system out, and put what it says into the prompt"
+ADVICE = "leave the system message out, and put what it says into the user's"
 
 
 @pytest.mark.parametrize(
@@ -122,32 +124,52 @@ ADVICE = "leave system out, and put what it says into the prompt"
     ],
 )
 def test_a_chat_template_shows_every_message(template: str, system: str | None, text: str) -> None:
-    assert made(chat_template=template).chat_prompt("Hello", system) == text
+    chat = Chat.of(("system", system), ("user", "Hello"))
+    assert made(chat_template=template).chat_prompt(chat) == text
 
 
 @pytest.mark.parametrize(
-    ("template", "system", "message", "param"),
+    ("template", "system", "message"),
     [
-        (NO_SYSTEM, "Be brief.", f"leaves out the system message: {ADVICE}", "system"),
+        (NO_SYSTEM, "Be brief.", f"leaves out the system message: {ADVICE}"),
         # Its text is there all the same.
-        (NO_SYSTEM, "Hello", f"leaves out the system message: {ADVICE}", "system"),
-        (NO_SYSTEM, "user", f"leaves out the system message: {ADVICE}", "system"),
-        (FIRST, "Be brief.", f"leaves out the user message: {ADVICE}", "system"),
-        (
-            PARTS,
-            None,
-            f"leaves out the user message: {WRITE_IT}",
-            "use_chat_template",
-        ),
+        (NO_SYSTEM, "Hello", f"leaves out the system message: {ADVICE}"),
+        (NO_SYSTEM, "user", f"leaves out the system message: {ADVICE}"),
+        (FIRST, "Be brief.", f"leaves out the user message: {ADVICE}"),
+        (PARTS, None, f"leaves out the user message: {WRITE_IT}"),
     ],
 )
 def test_a_chat_template_that_drops_a_message_is_refused(
-    template: str, system: str | None, message: str, param: str
+    template: str, system: str | None, message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        made(chat_template=template).chat_prompt("Hello", system)
+        made(chat_template=template).chat_prompt(Chat.of(("system", system), ("user", "Hello")))
     assert raised.value.message == f"the model's chat template {message}"
-    assert raised.value.param == param
+    assert raised.value.param == "use_chat_template"
+
+
+SAID: list[tuple[Role, str]] = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
+TURNS = Chat(tuple(Message(role=role, content=content) for role, content in SAID))
+
+
+def test_a_conversation_is_in_the_chat_template() -> None:
+    text = "[user] Hi [assistant] Hello [user] Bye [model]"
+    assert made(chat_template=ALL).chat_prompt(TURNS) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("", "this model has no chat template: write the whole prompt yourself and leave messages"),
+        (DEFAULT_SYSTEM, "the model's chat template leaves out the user message: write the whole"),
+        ("{{ raise_exception('no') }}", "the model's chat template refuses these messages (no): "),
+    ],
+)
+def test_a_conversation_that_the_template_cannot_show(template: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        made(chat_template=template).chat_prompt(TURNS)
+    assert raised.value.message.startswith(message)
+    assert raised.value.param == "messages"
 
 
 ALPHABET = pre_tokenizers.ByteLevel.alphabet()

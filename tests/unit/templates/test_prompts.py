@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from app.engine.generation import Chat
 from app.errors import InvalidRequest, TemplateRejected
 from app.templates.compilation import CompiledTemplate, ExampleSet
 from app.templates.fitting import most_shots_that_fit
@@ -30,12 +31,12 @@ def compiled(**fields: Any) -> CompiledTemplate:
 def test_a_prompt_has_the_examples_before_the_query() -> None:
     template = compiled(labels=["yes", "no"])
     query = template.query({"text": "c"})
-    assert template.prompt(template.examples.texts, query) == (
+    assert template.prompt(template.examples.shots, query) == (
         "Say it.\n\nIn: a\nOut: yes\n\nIn: b\nOut: no\n\nIn: c\nOut:"
     )
     assert template.prompt([], query) == "Say it.\n\nIn: c\nOut:"
-    assert template.prompt(template.examples.texts, query).startswith(
-        template.shared_prefix(template.examples.texts)
+    assert template.prompt(template.examples.shots, query).startswith(
+        template.shared_prefix(template.examples.shots)
     )
     assert template.continuations({"text": "c"}, query) == [" yes", " no"]
 
@@ -44,9 +45,33 @@ def test_without_an_instruction_nothing_comes_first() -> None:
     assert compiled(instruction="").prompt([], "x") == "x"
 
 
+TURNS = {"examples_as_turns": True, "use_chat_template": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "system"),
+    [({}, "Say it."), ({"instruction": "", "system": "Be kind."}, "Be kind."),
+     ({"instruction": ""}, None)],
+)  # fmt: skip
+def test_examples_as_turns(fields: dict[str, Any], system: str | None) -> None:
+    template = compiled(**TURNS, **fields)
+    prompt = template.prompt(template.examples.shots, template.query({"text": "c"}))
+    assert prompt == Chat.of(
+        ("system", system),
+        *(("user", "In: a\nOut:"), ("assistant", "yes")),
+        *(("user", "In: b\nOut:"), ("assistant", "no")),
+        ("user", "In: c\nOut:"),
+    )
+    assert template.prompt([], "x") == Chat.of(("system", system), ("user", "x"))
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
+        ({"examples_as_turns": True}, "examples_as_turns", "set use_chat_template"),
+        ({**TURNS, "system": "Be kind."}, "system", "leave system out"),
+        ({**TURNS, "separator": "\n"}, "separator", "no effect"),
+        ({**TURNS, "query_format": "Q: {{ text }}"}, "examples", "begin exactly as its query"),
         ({"examples": [{"text": "a"}]}, "examples", "example 1 lacks output"),
         ({"examples": [{"output": "a"}]}, "examples", "example 1 lacks text"),
         ({"examples": [*BASE["examples"], {"text": "a", "output": "b", "mood": "c"}]}, "examples",

@@ -1,0 +1,173 @@
+"""Structures that are tried, by the real process, on a tokenizer whose tokens are bytes."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as Rules
+from tokenizers import models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from app.engine.generation import resolve_sampling, structure_of
+from app.engine.vllm.structures import Structures
+from app.engine.vllm.tokenizer import Tokenizer
+from app.errors import InvalidRequest
+
+END = "<|end|>"
+
+
+def bytes_tokenizer() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rules = Rules(models.BPE({byte: i for i, byte in enumerate(alphabet)}, []))
+    rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rules.add_special_tokens([END])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules)
+    tokenizer.eos_token = END
+    return Tokenizer(tokenizer)
+
+
+TOKENIZER = bytes_tokenizer()
+
+
+@pytest.fixture
+async def structures() -> AsyncIterator[Structures]:
+    structures = Structures(TOKENIZER, TOKENIZER.size)
+    yield structures
+    await structures.stop()
+
+
+async def refusal(structures: Structures, **given: Any) -> InvalidRequest | None:
+    structure = structure_of(resolve_sampling(**given))
+    assert structure is not None
+    try:
+        await structures.check(structure)
+    except InvalidRequest as error:
+        return error
+    return None
+
+
+DATE = {"type": "string", "pattern": "[0-9]{4}-[0-9]{2}"}
+ORDER = {
+    "type": "object",
+    "properties": {"item": {"enum": ["tea", None]}, "on": DATE, "parts": {"$ref": "#/$defs/p"}},
+    "$defs": {"p": {"type": "array", "items": {"$ref": "#"}}},
+    "required": ["item"],
+}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"json_schema": {}},
+        {"json_schema": ORDER},
+        {"regex": "[0-9]{4}-[0-9]{2}"},
+        {"regex": "(a|b)*"},
+        {"choice": ["yes", "yes, please", 'é " \\ \n']},
+    ],
+)
+async def test_what_can_be_kept_to(structures: Structures, given: dict[str, Any]) -> None:
+    assert await refusal(structures, **given) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"json_schema": {"type": "strin"}}, "strin"),
+        ({"json_schema": {"enum": []}}, "enum"),
+        ({"json_schema": {"type": "string", "minLength": 3, "maxLength": 2}}, "nsatisfiable"),
+        ({"json_schema": {"$ref": "#/$defs/nowhere"}}, "nowhere"),
+        ({"json_schema": {"$ref": "https://example.com/schema"}}, "example.com"),
+        ({"json_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
+        ({"regex": "(a"}, "unclosed group"),
+        ({"regex": "(?=a)b"}, "look-around"),
+        ({"regex": r"(a)\1"}, "backreferences"),
+    ],
+)
+async def test_what_cannot(structures: Structures, given: dict[str, Any], reason: str) -> None:
+    error = await refusal(structures, **given)
+    assert error is not None
+    (kind,) = given
+    assert error.param == kind
+    assert error.message.startswith(f"{kind} cannot be honoured: ")
+    assert reason in error.message
+    assert "\n" not in error.message
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"anyOf": [schema, {"type": "array", "items": schema}]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"regex": "((((a{1,99}){1,99}){1,99}){1,99}){1,99}"},
+        {"regex": "(a|b|ab)*c(.{1,900}d){1,900}"},
+        {"json_schema": nested(9)},
+    ],
+)
+async def test_what_explodes_is_refused_and_the_next_one_tried(
+    structures: Structures, given: dict[str, Any]
+) -> None:
+    assert await refusal(structures, **given) is not None
+    assert await refusal(structures, choice=["a"]) is None
+
+
+async def test_what_is_known_is_not_tried_again(structures: Structures) -> None:
+    assert await refusal(structures, regex="(a") is not None
+    assert await refusal(structures, regex="a") is None
+    # Nothing answers any more.
+    process = structures._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    assert await refusal(structures, regex="(a") is not None
+    assert await refusal(structures, regex="a") is None
+
+
+async def test_a_client_that_leaves_takes_no_answer_of_another(structures: Structures) -> None:
+    leaving = asyncio.create_task(refusal(structures, regex="(a"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert await refusal(structures, regex="b") is None
+    assert await refusal(structures, regex="(a") is not None
+
+
+async def test_a_process_that_has_died_is_started_again(structures: Structures) -> None:
+    assert await refusal(structures, regex="a") is None
+    process = structures._process
+    assert process is not None
+    process.kill()
+    await process.wait()
+    assert await refusal(structures, regex="b") is None
+
+
+async def test_the_process_ends_with_its_input(structures: Structures) -> None:
+    assert await refusal(structures, regex="a") is None
+    process = structures._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await process.wait() == 0
+
+
+async def test_stopped_it_is_gone() -> None:
+    structures = Structures(TOKENIZER, TOKENIZER.size)
+    assert await refusal(structures, regex="a") is None
+    process = structures._process
+    assert process is not None
+    await structures.stop()
+    assert process.returncode == -signal.SIGKILL
+
+
+async def test_a_tokenizer_of_another_kind_has_no_structures() -> None:
+    class Slow:
+        """Not one of the `tokenizers` library."""
+
+    structures = Structures(Tokenizer(Slow()), 10)
+    error = await refusal(structures, regex="a")
+    assert error is not None
+    assert "this model's tokenizer" in error.message
