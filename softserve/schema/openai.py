@@ -35,6 +35,7 @@ SHOWN_SCHEMA: dict[str, Any] = {
 }
 
 
+SHOWN_FORMAT = {"name": "answer", "schema": SHOWN_SCHEMA}
 ITEMS = ("message", "function_call", "function_call_output")
 PARTS = ("input_text", "output_text")
 
@@ -104,7 +105,9 @@ class ResponseFormat(Body):
         description="Any text, any JSON object, or JSON that follows a schema.",
         examples=["json_object"],
     )
-    json_schema: JsonSchema | None = Field(None, description="Of the type `json_schema`.")
+    json_schema: JsonSchema | None = Field(
+        None, description="Of the type `json_schema`.", examples=[SHOWN_FORMAT]
+    )
 
 
 class StructuredOutputs(Body):
@@ -204,7 +207,9 @@ class OpenAISampling(
         examples=[{"7042": 5.0}],
     )
     structured_outputs: StructuredOutputs | None = Field(
-        None, description="The form of the completion: vLLM's `json`, `regex` or `choice`."
+        None,
+        description="The form of the completion: vLLM's `json`, `regex` or `choice`.",
+        examples=[{"choice": ["yes", "no"]}],
     )
     stream: bool = Field(False, description="Answer with server-sent events.", examples=[True])
 
@@ -218,8 +223,12 @@ class OpenAIDecoding(OpenAISampling):
         description="Tokens to generate before an end-of-sequence token or a stop string counts.",
         examples=[8],
     )
-    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
-    response_format: ResponseFormat | None = Field(None, description="The form of the completion.")
+    stream_options: StreamOptions | None = Field(
+        None, description="Only with `stream`.", examples=[{"include_usage": True}]
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="The form of the completion.", examples=[{"type": "json_object"}]
+    )
     prompt_logprobs: Logprobs | None = Field(
         None,
         description="Report the prompt's tokens with so many alternatives; not with `stream`.",
