@@ -191,7 +191,8 @@ class OpenAIService:
             session=asked.session,
             timeout_seconds=asked.timeout_seconds,
             priority=asked.priority,
-            **adapters,
+            adapter=adapters.get("adapter"),
+            soft_prompt=adapters.get("soft_prompt"),
         )
 
     def _check_messages(self, asked: OpenAIRequest) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from app.access.caller import ANONYMOUS
 from app.engine.generation import GenerationRequest, resolve_sampling
-from app.serving.service import prompt_of
+from app.serving.prompts import prompt_of
 from tests import exposition
 from tests.api.support import (
     Served,

@@ -189,7 +189,8 @@ def test_several_completions_with_a_seed(ai: OpenAI) -> None:
 def test_stop_bias_and_the_fields_of_softserves_own(ai: OpenAI, client: httpx.Client) -> None:
     def text(**fields: Any) -> str:
         asked: dict[str, Any] = {"model": BASE, "prompt": "Count: 1, 2, 3, 4,", "temperature": 0}
-        return ai.completions.create(**asked | fields).choices[0].text
+        answer: str = ai.completions.create(**asked | fields).choices[0].text
+        return answer
 
     (seven,) = client.post("/tokenize", json={"prompt": "7"}).json()["tokens"]
     assert text(stop=" 7", max_tokens=20) == " 5, 6,"
@@ -469,7 +470,7 @@ def test_what_is_wrong_is_an_exception_of_the_client(ai: OpenAI) -> None:
 
 
 async def test_whoever_leaves_a_list_of_prompts_ends_them_all(server: ServerProcess) -> None:
-    endless = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
+    endless: dict[str, Any] = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as ai:
         stream = await ai.completions.create(
             model=LORA, prompt=["Once", "Twice", "Then"], stream=True, **endless

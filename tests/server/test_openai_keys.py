@@ -74,7 +74,8 @@ def busy(ai: OpenAI, **fields: Any) -> Iterator[openai.Stream[Any]]:
 
 
 def ask(ai: OpenAI, **fields: Any) -> Any:
-    return ai.completions.create(**{"model": "tiny", "prompt": "a", "max_tokens": 2} | fields)
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+    return ai.completions.create(**asked | fields)
 
 
 def test_who_may_not(shared: Shared) -> None:

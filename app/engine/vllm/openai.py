@@ -254,12 +254,13 @@ class _EngineView:
         """The tokens to generate at most: vLLM knows of no virtual ones."""
         window = self._engine.info.context_window
         room = window - len(asked.token_ids) - asked.num_virtual_tokens
-        if room >= params.max_tokens or (room > 0 and max_tokens_of(self._call.fields) is None):
-            return min(room, params.max_tokens)
+        most: int = params.max_tokens
+        if room >= most or (room > 0 and max_tokens_of(self._call.fields) is None):
+            return min(room, most)
         raise ContextWindowExceeded(
             f"the prompt has {len(asked.token_ids):,} tokens, its soft prompt "
-            f"{asked.num_virtual_tokens:,} and {params.max_tokens:,} are to be generated; the "
-            f"context window is {window:,}: shorten the prompt by {params.max_tokens - room:,} "
+            f"{asked.num_virtual_tokens:,} and {most:,} are to be generated; the "
+            f"context window is {window:,}: shorten the prompt by {most - room:,} "
             "tokens, or ask for fewer",
             param="prompt",
         )
