@@ -83,13 +83,14 @@ def _refuse_without_effect_when_greedy(sampling: Sampling, filters: Sequence[str
 
 
 def _refuse_what_a_structure_contradicts(sampling: Sampling) -> None:
-    kind, *others = [name for name in STRUCTURES if getattr(sampling, name) is not None] or [None]
-    if kind is None:
+    asked = [name for name in STRUCTURES if getattr(sampling, name) is not None]
+    if not asked:
         return
-    if others:
+    kind = asked[0]
+    if len(asked) > 1:
         raise InvalidRequest(
-            f"{kind} and {others[0]} each say what a completion is: leave one of them out",
-            param=others[0],
+            f"{kind} and {asked[1]} each say what a completion is: leave one of them out",
+            param=asked[1],
         )
     for name in ("min_new_tokens", "ignore_eos"):
         if getattr(sampling, name):

@@ -60,14 +60,15 @@ def prompt_sources(body: GenerateBody | InspectBody) -> list[PromptSource]:
 
 def _prompt_field(body: GenerateBody | InspectBody) -> str:
     """The one field that has the prompts. Raises `InvalidRequest`."""
-    field, *others = [name for name in PROMPT_FIELDS if getattr(body, name) is not None] or [None]
-    if field is None:
+    given = [name for name in PROMPT_FIELDS if getattr(body, name) is not None]
+    if not given:
         raise InvalidRequest(
             f"the prompt is missing: give one of {', '.join(PROMPT_FIELDS)}", param="prompt"
         )
-    if others:
+    field = given[0]
+    if len(given) > 1:
         raise InvalidRequest(
-            f"{field} and {others[0]} are two prompts: leave one of them out", param=others[0]
+            f"{field} and {given[1]} are two prompts: leave one of them out", param=given[1]
         )
     if field != "prompt":
         _refuse_chat_controls(body, field)

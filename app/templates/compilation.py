@@ -15,6 +15,7 @@ from app.engine.generation import Chat
 from app.errors import InvalidRequest, TemplateRejected
 from app.templates.format import Format
 from app.templates.selection import Similarity
+from softserve.schema.prompts import Role
 from softserve.schema.templates import OUTPUT, Example, Inputs, Template
 
 RESERVED = {OUTPUT, "self", "loop", "super", "caller", "varargs", "kwargs", "true", "false", "none"}
@@ -104,9 +105,9 @@ class CompiledTemplate:
         system = self.template.system
         if self.template.examples_as_turns:
             instruction = self.template.instruction or system
-            turns = itertools.chain.from_iterable(
-                (("user", shot.query), ("assistant", shot.answer)) for shot in shots
-            )
+            turns: list[tuple[Role, str]] = []
+            for shot in shots:
+                turns += [("user", shot.query), ("assistant", shot.answer)]
             return Chat.of(("system", instruction), *turns, ("user", query))
         texts = [*self._head(), *(shot.text for shot in shots), query]
         text = self.template.separator.join(texts)

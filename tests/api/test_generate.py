@@ -24,6 +24,9 @@ GREEDY: dict[str, Any] = {
     "stop": [],
     "n": 1,
     "ignore_eos": False,
+    "json_schema": None,
+    "regex": None,
+    "choice": None,
 }
 
 
@@ -136,7 +139,7 @@ async def test_the_effective_sampling_is_echoed(served: Served) -> None:
         "ignore_eos": True,
     }
     answer = (await served.generate(**given)).json()
-    assert answer["sampling"] == given | {"greedy": False}
+    assert answer["sampling"] == GREEDY | given | {"greedy": False}
 
 
 async def test_a_filter_turns_random_sampling_on(served: Served) -> None:

@@ -161,7 +161,7 @@ async def test_examples_as_turns(icl: Icl) -> None:
     assert rendered["prompt"] == (
         "[system]Mood?[user]red apples =[assistant]good[user]hot soup =[assistant]"
     )
-    answer = await icl.generate(template=turns, shots=1, max_new_tokens=200)
+    answer = await icl.generate(template=turns, shots=1, max_new_tokens=100)
     assert answer["completions"][0]["text"] == rendered["prompt"]
 
 

@@ -29,7 +29,11 @@ CITY = {
     "additionalProperties": False,
 }
 DATE = "[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]"
-STRUCTURES = [{"choice": ["Rome", "Paris"]}, {"regex": DATE}, {"json_schema": CITY}]
+STRUCTURES: list[dict[str, Any]] = [
+    {"choice": ["Rome", "Paris"]},
+    {"regex": DATE},
+    {"json_schema": CITY},
+]
 EXPLODES = "((((a{1,99}){1,99}){1,99}){1,99}){1,99}"
 
 

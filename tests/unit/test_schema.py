@@ -15,8 +15,8 @@ from softserve.schema.versions import RollbackBody
 TEMPLATE = {"input_variables": ["x"], "example_format": "{{ x }}", "query_format": "{{ x }}"}
 ICL = {"template": "a", "inputs": {"x": "b"}}
 SMALLEST: list[tuple[type[Body], dict[str, Any]]] = [
-    (GenerateBody, {"prompt": "a"}),
-    (InspectBody, {"prompt": "a"}),
+    (GenerateBody, {}),
+    (InspectBody, {}),
     (RenderBody, ICL),
     (IclGenerateBody, ICL),
     (Template, TEMPLATE),

@@ -355,10 +355,11 @@ def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
-    # The one that app/engine/vllm/structure_trial.py tries structures in.
-    arguments |= {"structured_outputs_config": StructuredOutputsConfig(backend="guidance")}
+    # As app/engine/vllm/structure_trial.py tries them.
+    structured_outputs = StructuredOutputsConfig(backend="guidance")
+    all_arguments = AsyncEngineArgs(**arguments, structured_outputs_config=structured_outputs)
     # vLLM's batch sizes on a large GPU are those of a server only where it is told of one.
-    return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
+    return all_arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
 def engine_arguments(folder: Path, settings: Settings, device: Device) -> dict[str, Any]:

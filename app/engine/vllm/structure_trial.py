@@ -13,16 +13,18 @@ import random
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
-MAX_CPU_SECONDS = 1
+MAX_CPU_SECONDS = 2
 MAX_BYTES = 512 << 20
 # What comes later than these tokens is bounded by llguidance's own limits for one step.
 NUM_TOKENS = 64
+MAX_REASON_LENGTH = 300
 TOO_MUCH = "it takes too long or too much memory to compile: make it simpler"
-UNTOLD = "it cannot be compiled: make it simpler"
 
 
 def main() -> None:
@@ -30,15 +32,20 @@ def main() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     lines = sys.stdin.buffer
-    tokenizer = _tokenizer(**json.loads(lines.readline()))
+    why_not = _answers(**json.loads(lines.readline()))
     for line in lines:
-        answer = json.dumps(_tried_in_a_fork(tokenizer, *json.loads(line)))
-        sys.stdout.write(answer + "\n")
+        sys.stdout.write(json.dumps(why_not(*json.loads(line))) + "\n")
         sys.stdout.flush()
 
 
-def _tokenizer(rules: str, vocabulary_size: int, end: int | None) -> LLTokenizer:
-    return LLTokenizer(rules, n_vocab=vocabulary_size, eos_token=end)
+def _answers(rules: str, vocabulary_size: int, end: int | None) -> Callable[[str, str], str | None]:
+    """What says why a structure is refused, of completions in this tokenizer's tokens."""
+    try:
+        tokenizer = LLTokenizer(rules, n_vocab=vocabulary_size, eos_token=end)
+    except ValueError as error:
+        reason = f"this model's tokenizer is not of the kind that structures need ({error})"
+        return lambda _kind, _text: reason
+    return partial(_tried_in_a_fork, tokenizer)
 
 
 def _tried_in_a_fork(tokenizer: LLTokenizer, kind: str, text: str) -> str | None:
@@ -56,12 +63,11 @@ def _tried_in_a_fork(tokenizer: LLTokenizer, kind: str, text: str) -> str | None
     os.close(writer)
     with os.fdopen(reader, "rb") as told:
         answer = told.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status == 0:
-        reason: str | None = json.loads(answer)
-        return reason
-    # Rust ends a process that gets no memory with SIGABRT.
-    return TOO_MUCH if -status in {signal.SIGXCPU, signal.SIGKILL, signal.SIGABRT} else UNTOLD
+    # It is killed for its time; for its memory, which Rust ends it for, or for its stack.
+    if os.waitpid(child, 0)[1] != 0:
+        return TOO_MUCH
+    reason: str | None = json.loads(answer)
+    return reason
 
 
 def _bound_this_process() -> None:
@@ -79,7 +85,7 @@ def why_not(tokenizer: LLTokenizer, kind: str, text: str) -> str | None:
     try:
         grammar = grammar_of(kind, text)
     except ValueError as error:
-        return _first_line(str(error))
+        return _main_line(str(error))
     matcher = LLMatcher(tokenizer, grammar, log_level=0)
     chance = random.Random(0)  # noqa: S311 (it chooses tokens)
     for _ in range(NUM_TOKENS):
@@ -87,7 +93,7 @@ def why_not(tokenizer: LLTokenizer, kind: str, text: str) -> str | None:
         if matcher.is_error() or matcher.is_stopped():
             break
         matcher.consume_token(_one_of(mask, chance))
-    return _first_line(matcher.get_error()) if matcher.is_error() else None
+    return _main_line(matcher.get_error()) if matcher.is_error() else None
 
 
 def grammar_of(kind: str, text: str) -> str:
@@ -105,8 +111,12 @@ def _one_of(mask: bytes, chance: random.Random) -> int:
     return place + (from_there & -from_there).bit_length() - 1
 
 
-def _first_line(text: str) -> str:
-    return text.strip().split("\n")[0][:300]
+def _main_line(text: str) -> str:
+    """What an error says, without the picture of where it is."""
+    lines = text.strip().split("\n")
+    prefix = "error: "
+    told = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+    return (told or lines)[0][:MAX_REASON_LENGTH]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ TRIAL = Path(__file__).with_name("structure_trial.py")
 # A trial may use much less of a processor: this is for a machine that has much else to do.
 MAX_SECONDS = 30.0
 TOO_LONG = "it takes too long to compile: make it simpler"
-NO_RULES = "this model's tokenizer is not of the kind that structures need: leave it out"
+NO_RULES = "this model's tokenizer is not of the kind that structures need"
 NOT_TRIED = "structures cannot be tried at the moment: try again"
 MAX_KNOWN = 1024
 
@@ -76,7 +76,7 @@ class Structures:
                 await self._end_process()
                 return TOO_LONG
             if not answer:
-                await self._end_process()
+                self._process = None
                 raise ServerFull(NOT_TRIED)
             reason: str | None = json.loads(answer)
             return reason

@@ -2,12 +2,14 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Rules
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from app.engine.generation import resolve_sampling, structure_of
@@ -22,6 +24,7 @@ def bytes_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     rules = Rules(models.BPE({byte: i for i, byte in enumerate(alphabet)}, []))
     rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rules.decoder = decoders.ByteLevel()
     rules.add_special_tokens([END])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules)
     tokenizer.eos_token = END
@@ -95,26 +98,35 @@ async def test_what_cannot(structures: Structures, given: dict[str, Any], reason
     assert "\n" not in error.message
 
 
-def nested(levels: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {}
-    for _ in range(levels):
-        schema = {"anyOf": [schema, {"type": "array", "items": schema}]}
-    return schema
+@pytest.mark.parametrize(
+    "regex", ["((((a{1,99}){1,99}){1,99}){1,99}){1,99}", "(.{1,50}a){1,50}" * 9]
+)
+async def test_what_explodes_is_refused_and_the_next_one_tried(
+    structures: Structures, regex: str
+) -> None:
+    assert await refusal(structures, regex=regex) is not None
+    assert await refusal(structures, choice=["a"]) is None
+
+
+TRIED_WITH = """
+import os
+
+def why_not(tokenizer, kind, text):
+    {what_it_does}
+
+structure_trial.why_not = why_not
+assert structure_trial._tried_in_a_fork(None, "regex", "a") == structure_trial.TOO_MUCH
+"""
 
 
 @pytest.mark.parametrize(
-    "given",
-    [
-        {"regex": "((((a{1,99}){1,99}){1,99}){1,99}){1,99}"},
-        {"regex": "(a|b|ab)*c(.{1,900}d){1,900}"},
-        {"json_schema": nested(9)},
-    ],
+    "what_it_does",
+    ["while True: pass", "bytearray(structure_trial.MAX_BYTES + (1 << 20))", "os.abort()"],
 )
-async def test_what_explodes_is_refused_and_the_next_one_tried(
-    structures: Structures, given: dict[str, Any]
-) -> None:
-    assert await refusal(structures, **given) is not None
-    assert await refusal(structures, choice=["a"]) is None
+def test_a_trial_that_takes_too_much_ends(what_it_does: str) -> None:
+    """In a process with one thread, as it is: it forks."""
+    code = TRIED_WITH.format(what_it_does=what_it_does)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 async def test_what_is_known_is_not_tried_again(structures: Structures) -> None:
@@ -161,6 +173,15 @@ async def test_stopped_it_is_gone() -> None:
     assert process is not None
     await structures.stop()
     assert process.returncode == -signal.SIGKILL
+
+
+async def test_rules_that_llguidance_does_not_know() -> None:
+    without_decoder = Rules(models.BPE({"a": 0}, []))
+    structures = Structures(Tokenizer(PreTrainedTokenizerFast(tokenizer_object=without_decoder)), 1)
+    error = await refusal(structures, regex="a")
+    await structures.stop()
+    assert error is not None
+    assert "this model's tokenizer" in error.message
 
 
 async def test_a_tokenizer_of_another_kind_has_no_structures() -> None:

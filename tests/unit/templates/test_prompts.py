@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from app.engine.generation import Chat
 from app.errors import InvalidRequest, TemplateRejected
-from app.templates.compilation import CompiledTemplate, ExampleSet
+from app.templates.compilation import CompiledTemplate, ExampleSet, Shot
 from app.templates.fitting import most_shots_that_fit
 from app.templates.labels import score_labels
 from app.templates.selection import Similarity, as_shown, most_useful
@@ -35,8 +35,8 @@ def test_a_prompt_has_the_examples_before_the_query() -> None:
         "Say it.\n\nIn: a\nOut: yes\n\nIn: b\nOut: no\n\nIn: c\nOut:"
     )
     assert template.prompt([], query) == "Say it.\n\nIn: c\nOut:"
-    assert template.prompt(template.examples.shots, query).startswith(
-        template.shared_prefix(template.examples.shots)
+    assert template.shared_prefix(template.examples.shots) == (
+        "Say it.\n\nIn: a\nOut: yes\n\nIn: b\nOut: no\n\n"
     )
     assert template.continuations({"text": "c"}, query) == [" yes", " no"]
 
@@ -138,7 +138,8 @@ TEXTS = [
 
 
 def chosen(selection: Selection, num_shots: int, query: str = "", seed: int = 0) -> list[int]:
-    examples = ExampleSet(tuple({"text": text, "output": "x"} for text in TEXTS), tuple(TEXTS))
+    shots = tuple(map(Shot, TEXTS))
+    examples = ExampleSet(tuple({"text": text, "output": "x"} for text in TEXTS), shots)
     return most_useful(selection, examples, num_shots, query, seed)
 
 
