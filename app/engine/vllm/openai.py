@@ -292,16 +292,12 @@ def _parsed(kind: type[RequestT], fields: Mapping[str, Any]) -> RequestT:
         request = kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"[{part}]" for part in first["loc"][1:] if not _is_type(part))
+        # The others tell alternatives apart, and are no fields.
+        where = "".join(f"[{part}]" for part in first["loc"][1:] if isinstance(part, int))
         param = str(first["loc"][0]) if first["loc"] else None
         what = f"{param}{where}: " if param else ""
         raise InvalidRequest(f"{what}{first['msg']}", param=param) from error
     return request
-
-
-def _is_type(part: str | int) -> bool:
-    """What tells alternatives apart, and is no field."""
-    return isinstance(part, str) and not part.isidentifier()
 
 
 @contextmanager
