@@ -158,7 +158,16 @@ class VLLMOpenAI:
                 "start it with --tool-parser",
                 param="tools",
             )
-        if call.fields.get("tool_choice", "auto") == "auto" and not self._shows_tools:
+        if call.fields.get("tool_choice", "auto") != "auto":
+            return
+        # Responses have no `function` around it.
+        if any(tool.get("function", tool).get("strict") for tool in call.fields["tools"]):
+            raise InvalidRequest(
+                "strict has no effect where the model may choose: set tool_choice to required, or "
+                "to a tool, whose arguments always follow the schema; or leave strict out",
+                param="tools",
+            )
+        if not self._shows_tools:
             raise InvalidRequest(
                 "the model's chat template does not show it the tools, so that it would never "
                 "choose one: set tool_choice to required, or to a tool",
