@@ -175,7 +175,7 @@ WRONG_FIELD: list[tuple[str, bytes, str]] = [
     ("max_new_tokens string", _with(max_new_tokens="5"), "max_new_tokens"),
     ("max_new_tokens bool", _with(max_new_tokens=True), "max_new_tokens"),
     ("max_new_tokens list", _with(max_new_tokens=[5]), "max_new_tokens"),
-    ("max_new_tokens beyond context window", _with(max_new_tokens=10**9), "prompt"),
+    ("max_new_tokens beyond context window", _with(max_new_tokens=10**9), "max_new_tokens"),
     ("max_new_tokens of 4,300 digits", HUGE_MAX_NEW_TOKENS, "max_new_tokens"),
     ("min_new_tokens negative", _with(min_new_tokens=-1), "min_new_tokens"),
     ("min_new_tokens above max", _with(min_new_tokens=9, max_new_tokens=8), "min_new_tokens"),
@@ -242,7 +242,7 @@ WRONG_FIELD: list[tuple[str, bytes, str]] = [
     ("system lone surrogate", LONE_SURROGATE_SYSTEM, "system"),
     ("system list", _with(system=["Be brief."], use_chat_template=True), "system"),
     ("stream with bad field", _with(stream=True, top_k=0), "top_k"),
-    ("stream beyond context window", _with(stream=True, max_new_tokens=10**9), "prompt"),
+    ("stream beyond context window", _with(stream=True, max_new_tokens=10**9), "max_new_tokens"),
 ]
 
 SURROGATE_NAMES: list[tuple[str, bytes, str]] = [

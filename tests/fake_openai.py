@@ -53,7 +53,7 @@ class FakeOpenAI:
                 sources = call.fields["prompt"]
             case "chat":
                 messages = call.fields["messages"]
-                sources = ["".join(f"[{each['role']}]{each['content']}" for each in messages)]
+                sources = ["".join(f"[{each['role']}]{each.get('content')}" for each in messages)]
             case "responses":
                 sources = [str(call.fields["input"])]
         return [list(each.encode()) if isinstance(each, str) else each for each in sources]

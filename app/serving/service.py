@@ -307,17 +307,17 @@ class Service:
             )
         num_tokens = len(prompt.token_ids) + num_virtual
         if (excess := num_tokens + max_new_tokens - window) > 0:
-            shorter = f"shorten the prompt by {excess:,} tokens"
-            if excess < max_new_tokens:
-                shorter += f", or lower max_new_tokens to {max_new_tokens - excess:,}"
-            elif num_tokens < window:
-                shorter += f", or lower max_new_tokens to {window - num_tokens:,}"
+            can_be_shortened = excess < len(prompt.token_ids)
+            room = window - num_tokens
+            cures = [f"shorten the prompt by {excess:,} tokens"] if can_be_shortened else []
+            cures += [f"lower max_new_tokens to {room:,}"] if room > 0 else []
+            both = f"shorten the prompt by at least {1 - room:,} tokens and lower max_new_tokens"
             raise ContextWindowExceeded(
                 f"{which} has {len(prompt.token_ids):,} tokens"
                 + (f", its soft prompt {num_virtual:,}" if num_virtual else "")
                 + f" and max_new_tokens is {max_new_tokens:,}; "
-                f"the context window is {window:,}: {shorter}",
-                param=request.prompt_field,
+                f"the context window is {window:,}: {', or '.join(cures) or both}",
+                param=request.prompt_field if can_be_shortened else "max_new_tokens",
             )
 
     def _check_token_ids(self, token_ids: Sequence[int], which: str) -> None:

@@ -5,7 +5,14 @@ What a field does is OpenAI's and vLLM's; beside them are the fields of softserv
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from softserve.schema.controls import Scheduling, as_given
@@ -400,6 +407,12 @@ class ChatMessage(Body):
     tool_call_id: Text | None = Field(
         None, description="Of a tool: which call this answers.", examples=["call_1"]
     )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ChatMessage":
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("no_content", "has no content: write something in it")
+        return self
 
 
 class ChatBody(OpenAIDecoding):

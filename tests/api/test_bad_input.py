@@ -65,22 +65,28 @@ async def test_the_message_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("prompt", "max_new_tokens", "advice"),
+    ("num_tokens", "max_new_tokens", "advice", "param"),
     [
-        ("a" * 200, 100, "shorten the prompt by 44 tokens, or lower max_new_tokens to 56"),
-        ("a" * 200, 300, "shorten the prompt by 244 tokens, or lower max_new_tokens to 56"),
-        ("a" * 255, 300, "shorten the prompt by 299 tokens, or lower max_new_tokens to 1"),
-        ("a" * 256, 1, "shorten the prompt by 1 tokens"),
-        ("a" * 300, 10, "shorten the prompt by 54 tokens"),
+        (200, 100, "shorten the prompt by 44 tokens, or lower max_new_tokens to 56", "prompt"),
+        (256, 1, "shorten the prompt by 1 tokens", "prompt"),
+        (300, 10, "shorten the prompt by 54 tokens", "prompt"),
+        (200, 300, "lower max_new_tokens to 56", "max_new_tokens"),
+        (1, 99_999, "lower max_new_tokens to 255", "max_new_tokens"),
+        (
+            300,
+            500,
+            "shorten the prompt by at least 45 tokens and lower max_new_tokens",
+            "max_new_tokens",
+        ),
     ],
 )
 async def test_beyond_the_context_window(
-    served: Served, prompt: str, max_new_tokens: int, advice: str
+    served: Served, num_tokens: int, max_new_tokens: int, advice: str, param: str
 ) -> None:
-    response = await served.generate(prompt, max_new_tokens=max_new_tokens)
-    assert error_of(response) == (422, "context_window_exceeded", "prompt")
+    response = await served.generate("a" * num_tokens, max_new_tokens=max_new_tokens)
+    assert error_of(response) == (422, "context_window_exceeded", param)
     assert response.json()["error"]["message"] == (
-        f"the prompt has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}; "
+        f"the prompt has {num_tokens} tokens and max_new_tokens is {max_new_tokens:,}; "
         f"the context window is 256: {advice}"
     )
 

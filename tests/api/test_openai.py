@@ -178,6 +178,7 @@ async def test_a_key_sees_and_uses_its_own_adapters_only(tmp_path: Path) -> None
         ("/v1/completions", {"prompt": "a", "priority": 1}, "priority"),
         ("/v1/chat/completions", {}, "messages"),
         ("/v1/chat/completions", {"messages": []}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "tool"}]}, "messages"),
         (
             "/v1/chat/completions",
             {"messages": MESSAGES, "chat_template": "{{ x }}"},

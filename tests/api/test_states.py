@@ -214,6 +214,8 @@ async def test_info(served: Served) -> None:
             "max_stop_length": 128,
             "max_body_bytes": 1_048_576,
             "max_sequences_in_flight": 256,
+            "max_messages": 256,
+            "max_structure_length": 16_384,
             "max_virtual_tokens": 256,
             "max_lora_rank": 32,
             "max_adapter_bytes": 1_073_741_824,

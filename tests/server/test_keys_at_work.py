@@ -31,6 +31,8 @@ KEYS = [
 QUESTION: dict[str, Any] = {"prompt": "Once upon a time", "ignore_eos": True}
 # On the model's two cores, nothing takes as long.
 LONG = 1000
+# As long as the context window allows.
+LONGEST = 4000
 PLENTY_SECONDS = 60.0
 
 
@@ -75,46 +77,61 @@ def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 async def test_a_short_request_does_not_wait_for_another_keys_many(shared: Shared) -> None:
     async with shared.async_client() as client:
         many = [
-            asyncio.create_task(shared.ask(client, "busy", max_new_tokens=60)) for _ in range(256)
+            asyncio.create_task(shared.ask(client, "busy", max_new_tokens=LONG)) for _ in range(256)
         ]
         with shared.client("watch") as watch:
             await until(lambda: metric(watch, "softserve_sequences_waiting") >= 128, PLENTY_SECONDS)
-        num_done_before = sum(task.done() for task in many)
-        single = await shared.ask(client, "single", max_new_tokens=2)
-        num_done = sum(task.done() for task in many) - num_done_before
-        answers = await asyncio.gather(*many)
+            single = await shared.ask(client, "single", max_new_tokens=2)
+            num_waiting = metric(watch, "softserve_sequences_waiting")
+        for task in many:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
 
     assert single.status_code == 200
-    assert num_done < 64, "it came after a few of the others, not after them all"
-    assert {answer.status_code for answer in answers} == {200}
+    assert num_waiting >= 64, "it came after a few of the others at most, not after them all"
 
 
 async def test_busy_keys_share_tokens_by_weight(shared: Shared) -> None:
-    order: list[str] = []
+    order = await order_of_answers(shared, [("light", 0), ("heavy", 0)] * 60)
 
-    async def ask(client: httpx.AsyncClient, key: str) -> None:
-        assert (await shared.ask(client, key, max_new_tokens=20)).status_code == 200
-        order.append(key)
-
-    async with shared.async_client() as client:
-        await asyncio.gather(*(ask(client, key) for _ in range(60) for key in ("light", "heavy")))
-
-    counts = Counter(order[:60])
+    counts = Counter(key for key, _ in order[:60])
     assert 2.0 < counts["heavy"] / counts["light"] < 4.0
 
 
 async def test_the_more_important_comes_first_in_its_keys_line(shared: Shared) -> None:
-    order: list[int] = []
+    order = await order_of_answers(shared, [("urgent", 0), ("urgent", 5)] * 24)
 
-    async def ask(client: httpx.AsyncClient, priority: int) -> None:
-        answer = await shared.ask(client, "urgent", max_new_tokens=20, priority=priority)
+    # Some run side by side.
+    assert sum(priority for _, priority in order[:24]) >= 5 * 20
+
+
+async def order_of_answers(shared: Shared, asked: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Who is answered after whom, of keys and priorities that all wait before one begins."""
+    order: list[tuple[str, int]] = []
+
+    async def ask(client: httpx.AsyncClient, key: str, priority: int) -> None:
+        answer = await shared.ask(client, key, max_new_tokens=20, priority=priority)
         assert answer.status_code == 200
-        order.append(priority)
+        order.append((key, priority))
 
     async with shared.async_client() as client:
-        await asyncio.gather(*(ask(client, priority) for _ in range(24) for priority in (0, 5)))
-
-    assert sum(order[:24]) > 5 * 18, "but for those that ran before the others came"
+        # No key gets all of the places: the last one is for another.
+        holders = [
+            asyncio.create_task(shared.ask(client, key, max_new_tokens=LONGEST))
+            for key in ("busy",) * 7 + ("single",)
+        ]
+        with shared.client("watch") as watch:
+            await until(lambda: metric(watch, "softserve_sequences_running") == 8, PLENTY_SECONDS)
+            tasks = [asyncio.create_task(ask(client, *each)) for each in asked]
+            await until(
+                lambda: metric(watch, "softserve_sequences_waiting") == len(asked), PLENTY_SECONDS
+            )
+        assert not any(holder.done() for holder in holders)
+        for holder in holders:
+            holder.cancel()
+        await asyncio.gather(*tasks)
+        await asyncio.gather(*holders, return_exceptions=True)
+    return order
 
 
 def test_a_priority_that_the_key_may_not_ask_for(shared: Shared) -> None:
@@ -127,7 +144,7 @@ def test_a_priority_that_the_key_may_not_ask_for(shared: Shared) -> None:
 async def test_requests_over_a_keys_own_quota_get_429(shared: Shared) -> None:
     async with shared.async_client() as client:
         answers = await asyncio.gather(
-            *(shared.ask(client, "few", max_new_tokens=200) for _ in range(6))
+            *(shared.ask(client, "few", max_new_tokens=LONG) for _ in range(6))
         )
         assert (await shared.ask(client, "few", max_new_tokens=1)).status_code == 200
     statuses = Counter(answer.status_code for answer in answers)

@@ -63,13 +63,17 @@ def test_with_a_lora_and_a_soft_prompt(
 ) -> None:
     text = written(tokenizer, QUESTION)
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
-    plain = generate(client, prompt=text, max_new_tokens=12)["completions"]
+
+    def first(**body: Any) -> float:
+        answer = generate(client, **body, max_new_tokens=1, logprobs=0)
+        logprob: float = answer["completions"][0]["logprobs"][0]["logprob"]
+        return logprob
+
     for chosen in intent_adapters:
-        expected = generate(client, prompt=text, max_new_tokens=12, **chosen)["completions"]
-        assert expected != plain
-        for prompt in ({"messages": QUESTION}, {"prompt_token_ids": token_ids}):
-            answer = generate(client, **prompt, max_new_tokens=12, **chosen)
-            assert answer["completions"] == expected
+        expected = first(prompt=text, **chosen)
+        assert abs(expected - first(prompt=text)) > 1e-3
+        assert first(messages=QUESTION, **chosen) == pytest.approx(expected, abs=1e-4)
+        assert first(prompt_token_ids=token_ids, **chosen) == pytest.approx(expected, abs=1e-4)
 
 
 def test_inspect_takes_messages_and_tokens(client: httpx.Client, tokenizer: Any) -> None:

@@ -16,7 +16,7 @@ from tests.server.test_pause import is_paused, num_made, read_all, unread
 QUESTION: dict[str, Any] = {
     "prompt": "Tell me the capital of France.",
     "use_chat_template": True,
-    "max_new_tokens": 60,
+    "max_new_tokens": 150,
 }
 CITY = {
     "type": "object",
@@ -46,6 +46,8 @@ def check(structure: dict[str, Any], text: str) -> None:
             assert re.fullmatch(regex, text)
         case _:
             city = json.loads(text)
+            assert text.startswith('{"city": "')
+            assert ', "population": ' in text
             assert list(city) == ["city", "population", "mayor"]
             assert city["city"] in {"Rome", "Paris", "Oslo"}
             assert 1 <= city["population"] <= 99_999_999
@@ -70,9 +72,8 @@ def test_the_likeliest_is_chosen(client: httpx.Client) -> None:
     sentence = text_of(generate(client, **QUESTION))
     assert sentence == "The capital of France is Paris."
     assert text_of(generate(client, **QUESTION, regex=".*")) == sentence
-    assert text_of(generate(client, **QUESTION, regex="The [a-z]+ of [A-Z][a-z]+")) == (
-        "The capital of France"
-    )
+    country = "The [a-z]+ of (France|Spain)\\."
+    assert text_of(generate(client, **QUESTION, regex=country)) == "The capital of France."
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -87,7 +88,7 @@ def test_a_stream_has_the_same_text(client: httpx.Client, structure: dict[str, A
 def test_each_of_n_is_one_and_a_seed_repeats_them(
     client: httpx.Client, structure: dict[str, Any]
 ) -> None:
-    body = QUESTION | structure | {"n": 4, "temperature": 1.5, "seed": 3}
+    body = QUESTION | structure | {"n": 4, "temperature": 1.0, "seed": 3}
     first, second = (generate(client, **body)["completions"] for _ in range(2))
 
     for completion in first:
@@ -96,14 +97,12 @@ def test_each_of_n_is_one_and_a_seed_repeats_them(
 
 
 def test_adapters(client: httpx.Client, intent_adapters: list[dict[str, str]]) -> None:
-    body = {"prompt": "Message: I was charged twice.\nIntent:", "max_new_tokens": 30}
+    body = {"prompt": "Message: I was charged twice.\nIntent:", "max_new_tokens": 150}
     for chosen in intent_adapters:
         asked = body | chosen
         assert text_of(generate(client, **asked, choice=[" billing", " delivery"])) == " billing"
         for structure in STRUCTURES:
-            check(
-                structure, text_of(generate(client, **asked | {"max_new_tokens": 60}, **structure))
-            )
+            check(structure, text_of(generate(client, **asked, **structure)))
 
 
 def test_a_prompt_of_several_steps(client: httpx.Client) -> None:
@@ -135,7 +134,9 @@ def test_logprobs_are_of_the_tokens_that_are_allowed(client: httpx.Client) -> No
     answer = generate(client, **QUESTION, choice=["Paris", "Rome"], logprobs=20)
 
     first, *others = answer["completions"][0]["logprobs"]
-    assert {token["token"] for token in first["top"]} <= {*"PR", "Par", "Paris", "Rome", "Ro", "Pa"}
+    texts = [token["token"] for token in first["top"]]
+    assert "Paris" in texts
+    assert all("Paris".startswith(text) or "Rome".startswith(text) for text in texts)
     assert sum(math.exp(token["logprob"]) for token in first["top"]) == pytest.approx(1.0)
     # Behind the whole text there is one token.
     assert len(others[-1]["top"]) == 1
@@ -179,7 +180,7 @@ def test_a_template(client: httpx.Client) -> None:
     ("structure", "reason"),
     [
         ({"json_schema": {"type": "strin"}}, "strin"),
-        ({"json_schema": {"enum": []}}, "enum"),
+        ({"json_schema": {"enum": []}}, "anyOf is empty"),
         ({"regex": "(a"}, "unclosed group"),
         ({"regex": EXPLODES}, ""),
     ],

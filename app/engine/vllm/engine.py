@@ -21,7 +21,17 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+<<<<<<< HEAD
 from app.engine.generation import Chat, GenerationChunk, Structure, structure_of
+=======
+from app.engine.generation import (
+    Chat,
+    GenerationChunk,
+    PositionLogprobs,
+    Structure,
+    TokenLogprob,
+)
+>>>>>>> controls
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
 from app.engine.proof import prove
@@ -35,7 +45,7 @@ from app.engine.vllm.fork_server import start_fork_server
 from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
 from app.engine.vllm.outputs import chunk_of
 from app.engine.vllm.soft_prompts import SoftPrompts
-from app.engine.vllm.structures import Structures
+from app.engine.vllm.structures import Structures, compiled_structure
 from app.engine.vllm.threads import run_in_daemon_thread
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
@@ -169,7 +179,7 @@ class VLLMEngine:
         return self._tokenizer.chat_prompt(chat)
 
     async def check_structure(self, sampling: Sampling) -> None:
-        if (structure := structure_of(sampling)) is not None:
+        if (structure := compiled_structure(sampling)) is not None:
             assert self._structures is not None, "the engine has not started"
             await self._structures.check(structure)
 
@@ -487,11 +497,10 @@ def _sampling_params(
 def _structured_outputs(sampling: Sampling) -> "StructuredOutputsParams | None":
     from vllm.sampling_params import StructuredOutputsParams
 
-    match structure_of(sampling):
+    match compiled_structure(sampling):
         case None:
             return None
         case Structure(kind="json_schema", text=schema):
-            # As text, it is exactly what was tried.
             return StructuredOutputsParams(json=schema)
         case _:
             return StructuredOutputsParams(regex=sampling.regex, choice=sampling.choice)

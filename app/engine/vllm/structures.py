@@ -11,9 +11,10 @@ from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
 from pathlib import Path
 
-from app.engine.generation import Structure
+from app.engine.generation import Structure, structure_of
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import InvalidRequest, ServerFull
+from softserve.schema.controls import Sampling
 
 TRIAL = Path(__file__).with_name("structure_trial.py")
 # A trial may use much less of a processor: this is for a machine that has much else to do.
@@ -22,6 +23,17 @@ TOO_LONG = "it takes too long to compile: make it simpler"
 NO_RULES = "this model's tokenizer is not of the kind that structures need"
 NOT_TRIED = "structures cannot be tried at the moment: try again"
 MAX_KNOWN = 1024
+# Where any white space is allowed, a small model can write it without end.
+LAYOUT = {
+    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+}
+
+
+def compiled_structure(sampling: Sampling) -> Structure | None:
+    """The structure that is asked for, if one is, exactly as it is tried and then compiled."""
+    if sampling.json_schema is not None:
+        return Structure("json_schema", json.dumps(LAYOUT | sampling.json_schema))
+    return structure_of(sampling)
 
 
 class Structures:
