@@ -21,17 +21,7 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-<<<<<<< HEAD
-from app.engine.generation import Chat, GenerationChunk, Structure, structure_of
-=======
-from app.engine.generation import (
-    Chat,
-    GenerationChunk,
-    PositionLogprobs,
-    Structure,
-    TokenLogprob,
-)
->>>>>>> controls
+from app.engine.generation import Chat, GenerationChunk, Structure
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
 from app.engine.proof import prove

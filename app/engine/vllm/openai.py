@@ -37,12 +37,13 @@ from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.renderers.online_renderer import OnlineRenderer
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from app.engine.generation import GenerationChunk
 from app.engine.openai import OpenAICall, Operation, Turns, max_tokens_of
 from app.engine.protocol import Prompt
 from app.engine.vllm.outputs import chunk_of
+from app.engine.vllm.structures import laid_out
 from app.errors import ContextWindowExceeded, InvalidRequest
 from app.tasks import end
 
@@ -243,6 +244,7 @@ class _EngineView:
         params = copy.copy(params)
         params.output_kind = RequestOutputKind.DELTA
         params.max_tokens = max_tokens
+        params.structured_outputs = _as_tried(params.structured_outputs)
         async with self._turns.begin(asked, params.n) as turn:
             running = self._engine.outputs(turn.request_id, asked, params, self._call.priority)
             async with aclosing(running) as outputs:
@@ -273,6 +275,14 @@ class _EngineView:
             "tokens, or ask for fewer",
             param="prompt",
         )
+
+
+def _as_tried(structure: StructuredOutputsParams | None) -> StructuredOutputsParams | None:
+    """The structure as the engine compiles it elsewhere, and has tried it."""
+    if structure is None or structure.json is None:
+        return structure
+    schema = json.loads(structure.json) if isinstance(structure.json, str) else structure.json
+    return StructuredOutputsParams(json=laid_out(schema))
 
 
 async def _whole(outputs: AsyncGenerator[RequestOutput]) -> RequestOutput:
