@@ -86,6 +86,11 @@ class Settings(Limits, BaseSettings):
     engine_arg: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Any further vLLM engine argument as NAME=VALUE; may be repeated."
     )
+    tool_parser: str | None = Field(
+        None,
+        description="What reads calls of tools from the model's text under /v1: a tool parser of "
+        "vLLM's, by name.",
+    )
     max_loras: NonNegativeInt = Field(
         8, description="Different LoRAs that share a batch; 0 turns LoRAs off."
     )

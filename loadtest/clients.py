@@ -151,18 +151,22 @@ def streaming_body(prompt: str, num_new_tokens: int, **fields: Any) -> bytes:
     return json.dumps(body | fields).encode()
 
 
-def http_request(body: bytes, key: str | None = None) -> bytes:
-    """`POST /generate` with a JSON body, as bytes."""
+def http_request(body: bytes, key: str | None = None, path: str = "/generate") -> bytes:
+    """A POST with a JSON body, as bytes."""
     authorization = "" if key is None else f"authorization: Bearer {key}\r\n"
     head = (
-        f"POST /generate HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
         f"{authorization}content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
 
 def stream_all(
-    server: Server, bodies: Sequence[bytes], num_clients: int, on_answer: Callable[[], Any]
+    server: Server,
+    bodies: Sequence[bytes],
+    num_clients: int,
+    on_answer: Callable[[], Any],
+    path: str = "/generate",
 ) -> list[StreamedAnswer]:
     """Send every body, `num_clients` at a time: each client asks again once it is answered.
 
@@ -175,13 +179,13 @@ def stream_all(
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_stream_all(server, bodies, num_clients, on_answer))
+        requests = iter([http_request(body, path=path) for body in bodies])
+        return runner.run(_stream_all(server, requests, num_clients, on_answer))
 
 
 async def _stream_all(
-    server: Server, bodies: Sequence[bytes], num_clients: int, on_answer: Callable[[], Any]
+    server: Server, requests: Iterator[bytes], num_clients: int, on_answer: Callable[[], Any]
 ) -> list[StreamedAnswer]:
-    requests = iter([http_request(body) for body in bodies])
     answers: list[StreamedAnswer] = []
     try:
         async with asyncio.TaskGroup() as clients:

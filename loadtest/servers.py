@@ -33,15 +33,12 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerKind:
-    """How a server is started, and asked in the benchmark."""
+    """How a server is started."""
 
     name: str
     module: str
     arguments: tuple[str, ...]
     ready_path: str
-    # What the benchmark asks, and the name of the function for it in vLLM's client.
-    endpoint: str
-    backend: str
 
     def command(self, port: int) -> list[str]:
         address = ("--host", HOST, "--port", str(port))
@@ -53,16 +50,12 @@ SOFTSERVE = ServerKind(
     module="app.cli.main",
     arguments=("serve",),
     ready_path="/health/ready",
-    endpoint="/generate",
-    backend="softserve",
 )
 VLLM_SERVE = ServerKind(
     name="vllm serve",
     module="loadtest.vllm_serve",
     arguments=(),
     ready_path="/health",
-    endpoint="/v1/completions",
-    backend="vllm",
 )
 
 

@@ -1,33 +1,23 @@
 """vLLM's own benchmark client (`vllm bench serve`) on either server, and what it measures.
 
-It sends the requests, takes the times and computes the percentiles. It has a function for each kind
-of endpoint and takes further ones, so that `POST /generate` has its own here, which does for an
-event what vLLM's does for one of `/v1/completions`.
+It sends the requests, takes the times and computes the percentiles, on `/v1/completions` of both.
 """
 
 import asyncio
 import contextlib
 import io
-import json
 import sys
 import time
 from typing import Any
 
-import aiohttp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 from vllm.benchmarks.datasets import SampleRequest
-from vllm.benchmarks.lib.endpoint_request_func import (
-    ASYNC_REQUEST_FUNCS,
-    RequestFuncInput,
-    RequestFuncOutput,
-    StreamedResponseHandler,
-)
 from vllm.benchmarks.serve import TaskType, benchmark
 from vllm.utils.gc_utils import freeze_gc_heap
 
 from loadtest.comparison import Run, RunFailed
-from loadtest.servers import HOST, SOFTSERVE, Server
+from loadtest.servers import HOST, Server
 from loadtest.workload import Load
 
 ARRIVAL_SEED = 0
@@ -80,8 +70,8 @@ async def _benchmark(
     base_url = f"http://{HOST}:{server.port}"
     result: dict[str, Any] = await benchmark(
         task_type=TaskType.GENERATION,
-        endpoint_type=server.kind.backend,
-        api_url=base_url + server.kind.endpoint,
+        endpoint_type="vllm",
+        api_url=f"{base_url}/v1/completions",
         base_url=base_url,
         model_id=model,
         model_name=model,
@@ -123,62 +113,3 @@ def _check(server: str, load: Load, result: dict[str, Any]) -> None:
                 f"{asked.num_prompt_tokens} tokens in and {asked.num_new_tokens} out were asked "
                 f"for, {server} counts {counted[0]} in and {counted[1]} out"
             )
-
-
-async def request_generate(
-    request_func_input: RequestFuncInput,
-    session: aiohttp.ClientSession,
-    pbar: Any = None,
-) -> RequestFuncOutput:
-    """What `async_request_openai_completions` is to `/v1/completions`."""
-    asked = request_func_input
-    payload = {
-        "prompt": asked.prompt,
-        "max_new_tokens": asked.output_len,
-        "ignore_eos": asked.ignore_eos,
-        "stream": True,
-        **asked.extra_body,
-    }
-    output = RequestFuncOutput(start_time=time.perf_counter())
-    try:
-        async with session.post(asked.api_url, json=payload) as response:
-            if response.status == 200:
-                await _read_events(response, output)
-            else:
-                output.error = f"status {response.status}: {await response.text()}"
-    except aiohttp.ClientError as error:
-        output.error = repr(error)
-    if pbar:
-        pbar.update(1)
-    return output
-
-
-async def _read_events(response: aiohttp.ClientResponse, output: RequestFuncOutput) -> None:
-    """Note when each event with text came, and what the last one counts."""
-    handler = StreamedResponseHandler()
-    latest = output.start_time
-    output.error = "the stream ended without [DONE]"
-    # To its very end: a connection with something left to read is not used again.
-    async for received in response.content.iter_any():
-        for message in handler.add_chunk(received.strip()):
-            data = message.removeprefix("data: ")
-            if data == "[DONE]":
-                output.success, output.error = True, ""
-            elif data == message:
-                # An error has a line with its name before its data.
-                output.error = message
-            elif text := (event := json.loads(data))["text"]:
-                now = time.perf_counter()
-                if output.ttft:
-                    output.itl.append(now - latest)
-                else:
-                    output.ttft = now - output.start_time
-                latest = now
-                output.latency = now - output.start_time
-                output.generated_text += text
-            else:
-                output.prompt_len = event["usage"]["prompt_tokens"]
-                output.output_tokens = event["usage"]["completion_tokens"]
-
-
-ASYNC_REQUEST_FUNCS[SOFTSERVE.backend] = request_generate

@@ -46,6 +46,7 @@ from app.tasks import end
 from softserve.schema.adapters import WEIGHTS_FILE
 from softserve.schema.controls import Sampling
 from softserve.schema.generation import FinishReason
+from tests.fake_openai import FakeOpenAI
 
 END_OF_SEQUENCE = 256
 END_OF_SEQUENCE_TEXT = "<|end|>"
@@ -191,6 +192,10 @@ class FakeEngine:
 
     async def stop(self) -> None:
         self.num_stops += 1
+
+    @property
+    def openai(self) -> FakeOpenAI:
+        return FakeOpenAI(self)
 
     @property
     def special_tokens(self) -> frozenset[str]:

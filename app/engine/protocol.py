@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from app.engine.generation import Chat, GenerationChunk
 from softserve.schema.adapters import AdapterKind
 from softserve.schema.controls import Sampling
+
+if TYPE_CHECKING:
+    from app.engine.openai import OpenAI
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,10 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """End the engine's processes. Safe to call in any state, more than once."""
+
+    @property
+    def openai(self) -> "OpenAI":
+        """OpenAI's protocol on this engine."""
 
     @property
     def special_tokens(self) -> frozenset[str]:

@@ -33,6 +33,7 @@ from app.serving.admission import Admission
 from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
 from app.serving.observation import observe
+from app.serving.openai import OpenAIService
 from app.serving.service import Service
 from app.serving.shadowing import Shadowing
 from app.serving.warming import Warming
@@ -50,6 +51,15 @@ DESCRIPTION = (
     "One base model on vLLM, and adapters picked per request. Greedy decoding unless asked "
     "otherwise; no field is accepted and ignored; every error has the same body and says what to "
     "do."
+)
+# What the openai client sends from a page besides.
+STAINLESS = (
+    *("lang", "package-version", "os", "arch", "runtime", "runtime-version", "async"),
+    *("retry-count", "timeout", "read-timeout", "helper-method"),
+)
+ALLOWED_HEADERS = (
+    *("authorization", "content-type", "openai-organization", "openai-project"),
+    *(f"x-stainless-{name}" for name in STAINLESS),
 )
 
 
@@ -129,6 +139,7 @@ def create_app(
     app.state.metrics = metrics
     app.state.service = service
     app.state.few_shot = FewShot(service, templates)
+    app.state.openai = OpenAIService(service, app.state.few_shot)
     app.state.templates = templates
     app.state.warming = warming
     app.state.adapters = adapters
@@ -142,6 +153,12 @@ def create_app(
             app.include_router(router)
     _answer_head(app)
     install_error_handlers(app)
+    _add_middleware(app, settings, door, metrics)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, door: Door, metrics: Metrics) -> None:
+    """What surrounds every request; the last one is the outermost."""
     app.add_middleware(
         BodyLimit,
         max_body_bytes=settings.max_body_bytes,
@@ -153,14 +170,13 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origin,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["authorization", "content-type", REQUEST_ID_HEADER, SESSION_HEADER],
+            allow_headers=[*ALLOWED_HEADERS, REQUEST_ID_HEADER, SESSION_HEADER],
             expose_headers=[REQUEST_ID_HEADER, "retry-after"],
         )
     app.add_middleware(OwnSite, origins=settings.cors_origin, hosts=_hosts(settings, door))
     app.add_middleware(RequestContext, metrics=metrics)
     app.add_middleware(Lingering)
     app.add_middleware(AbsoluteForm)
-    return app
 
 
 def _hosts(settings: Settings, door: Door) -> set[str] | None:

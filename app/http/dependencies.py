@@ -12,6 +12,7 @@ from app.access.usage import UsageBook
 from app.adapters.intake import Intake
 from app.adapters.registry import AdapterRegistry
 from app.serving.few_shot import FewShot
+from app.serving.openai import OpenAIService
 from app.serving.service import Service
 from app.serving.warming import Warming
 from app.templates.registry import TemplateRegistry
@@ -64,6 +65,7 @@ async def _caller(request: Request) -> Caller:
 
 
 TheService = Annotated[Service, _part("service")]
+TheOpenAI = Annotated[OpenAIService, _part("openai")]
 TheFewShot = Annotated[FewShot, _part("few_shot")]
 TheAdapters = Annotated[AdapterRegistry, _part("adapters")]
 TheIntake = Annotated[Intake, _part("intake")]

@@ -41,6 +41,7 @@ from softserve.schema.generation import GenerateBody
 from softserve.schema.icl import IclGenerateBody, RenderBody
 from softserve.schema.inspection import InspectBody
 from softserve.schema.keys import without_secrets
+from softserve.schema.openai import ChatBody, CompletionsBody, ResponsesBody
 
 STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
@@ -81,12 +82,26 @@ NOT_SENT_AS_JSON = (
 )
 FIELDS = {
     "/generate": list(GenerateBody.model_fields),
+    "/v1/completions": list(CompletionsBody.model_fields),
+    "/v1/chat/completions": list(ChatBody.model_fields),
+    "/v1/responses": list(ResponsesBody.model_fields),
     "/inspect": list(InspectBody.model_fields),
     "/icl/generate": list(IclGenerateBody.model_fields),
     "/icl/render": list(RenderBody.model_fields),
 }
 MAX_MESSAGES = 3
 MAX_QUOTED_LENGTH = 80
+
+# What speaks OpenAI's protocol, whose clients know errors by status and `code`.
+OPENAI_PATHS = ("/v1/", "/tokenize", "/detokenize")
+OPENAI_CODES = {
+    "adapter_not_found": "model_not_found",
+    "context_window_exceeded": "context_length_exceeded",
+    "key_required": "invalid_api_key",
+    "quota_exceeded": "rate_limit_exceeded",
+}
+# What is a field of its own elsewhere.
+OPENAI_PARAMS = {"adapter": "model", "soft_prompt": "model"}
 
 ErrorBody = dict[str, dict[str, str | None]]
 
@@ -110,8 +125,23 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_QUOTED_LENGTH else text[:MAX_QUOTED_LENGTH] + "…"
 
 
-def describe(error: Exception) -> tuple[int, ErrorBody]:
+def describe(error: Exception, path: str) -> tuple[int, ErrorBody]:
     """The status and the body of any error; of an unexpected one nothing is told."""
+    return _in_the_words_of(path, *_described(error))
+
+
+def _in_the_words_of(path: str, status: int, body: ErrorBody) -> tuple[int, ErrorBody]:
+    """The same for the clients of a path."""
+    if not path.startswith(OPENAI_PATHS):
+        return status, body
+    error = body["error"]
+    kind, param = error["type"] or "", error["param"] or ""
+    param_there = OPENAI_PARAMS.get(param, error["param"])
+    told = {**error, "param": param_there, "code": OPENAI_CODES.get(kind, kind)}
+    return 400 if status == 422 else status, {"error": told}
+
+
+def _described(error: Exception) -> tuple[int, ErrorBody]:
     known = next((kind for kind in type(error).__mro__ if kind in STATUSES), None)
     if isinstance(error, SoftserveError) and known is not None:
         status, name = STATUSES[known]
@@ -153,7 +183,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def refusal_of(request: Request, error: SoftserveError) -> JSONResponse:
     """The answer to a request that is refused."""
-    status, body = describe(error)
+    status, body = _described(error)
     headers = None
     if isinstance(error, TryAgainLater):
         headers = {"retry-after": str(max(1, ceil(error.retry_after_seconds)))}
@@ -167,6 +197,7 @@ def _told(
 ) -> JSONResponse:
     """The answer; the log and the metrics hear of the error's type."""
     request.state.error_type = body["error"]["type"]
+    status, body = _in_the_words_of(request.url.path, status, body)
     return JSONResponse(body, status, headers)
 
 

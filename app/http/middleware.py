@@ -66,7 +66,7 @@ class RequestContext:
             except Exception as error:
                 log.exception("request failed")
                 if status is None:
-                    code, body = describe(error)
+                    code, body = describe(error, scope["path"])
                     state["error_type"] = body["error"]["type"]
                     await JSONResponse(body, code)(scope, receive, send_with_id)
             finally:

@@ -1,10 +1,11 @@
 """Answers that follow the generation: collected into one, or streamed as server-sent events."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import asdict
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import structlog
 from fastapi import Request, Response
@@ -34,17 +35,18 @@ from softserve.schema.icl import IclGenerateAnswer
 T = TypeVar("T")
 
 # What begins when it is entered, and is free when it is left.
-Running = AbstractAsyncContextManager[Generation]
+Running = AbstractAsyncContextManager[Generation[T]]
+Completions = Running[GenerationChunk]
 
 log = structlog.get_logger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 
 
-async def answer(request: Request, running: Running, asked: AnswerFields) -> Response:
+async def answer(request: Request, running: Completions, asked: AnswerFields) -> Response:
     """The answer to a generation, in the form that was asked for."""
     if asked.stream:
-        return EventStream(running, asked)
+        return EventStream(running, partial(_chunk_events, asked), (DONE,))
     return json_answer(
         await until_disconnect(request.receive, collect(running, asked, request.state))
     )
@@ -72,12 +74,19 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def collect(running: Running, asked: AnswerFields, state: State) -> GenerateAnswer:
+async def whole(running: Running[T], state: State) -> list[T]:
+    """All that a reader gets."""
+    async with running as generation:
+        state.ledger = generation.ledger
+        return [item async for item in generation.items]
+
+
+async def collect(running: Completions, asked: AnswerFields, state: State) -> GenerateAnswer:
     """All chunks as one answer, in order of prompt, then of index."""
     pieces: dict[CompletionKey, list[GenerationChunk]] = {}
     async with running as generation:
         state.ledger = generation.ledger
-        async for chunk in generation.chunks:
+        async for chunk in generation.items:
             pieces.setdefault(chunk.key, []).append(chunk)
     fields: dict[str, Any] = {
         "id": generation.request.request_id,
@@ -131,68 +140,80 @@ def _position(position: PositionLogprobs) -> PositionLogprobsOut:
     )
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events. The first chunk is awaited before the status is sent.
+class EventStream(StreamingResponse, Generic[T]):
+    """Server-sent events. The first item is awaited before the status is sent.
 
     After the first byte the status is spent: an error becomes an `error` event, and the stream ends
-    without `[DONE]`.
+    without what is `last` of a whole one.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, running: Running, asked: AnswerFields) -> None:
+    def __init__(
+        self,
+        running: Running[T],
+        events_of: Callable[[Generation[T], T], Iterable[bytes]],
+        last: Sequence[bytes] = (),
+    ) -> None:
         self._running = running
-        self._asked = asked
+        self._events_of = events_of
+        self._last = last
         # Without the second, nginx holds events back until its buffer is full.
         super().__init__((), headers={"cache-control": "no-store", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_disconnect(receive, self._send_all(scope["state"], send))
+        await until_disconnect(receive, self._send_all(scope, send))
 
-    async def _send_all(self, state: dict[str, Any], send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
+        state = scope["state"]
         async with self._running as generation:
             state["ledger"] = generation.ledger
-            first = await anext(generation.chunks)
+            first = await anext(generation.items)
             # From here on the status says nothing of how the stream ends.
             state["outcome"] = "aborted"
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async with aclosing(self._events(generation, first, state)) as events:
+            async with aclosing(self._events(generation, first, scope)) as events:
                 async for event in events:
                     await send({"type": "http.response.body", "body": event, "more_body": True})
         # Last: whoever has the whole answer counts as gone.
         await send({"type": "http.response.body", "body": b""})
 
     async def _events(
-        self, generation: Generation, first: GenerationChunk, state: dict[str, Any]
+        self, generation: Generation[T], first: T, scope: Scope
     ) -> AsyncGenerator[bytes]:
+        state = scope["state"]
         try:
-            for event in self._chunk_events(generation, first):
+            for event in self._events_of(generation, first):
                 yield event
-            async for chunk in generation.chunks:
-                for event in self._chunk_events(generation, chunk):
+            async for item in generation.items:
+                for event in self._events_of(generation, item):
                     yield event
-            yield DONE
+            for event in self._last:
+                yield event
             state["outcome"] = "success"
         except Exception as error:
             if not isinstance(error, SoftserveError):
                 log.exception("request failed")
             state["outcome"] = "failed"
-            _, body = describe(error)
+            _, body = describe(error, scope["path"])
             state["error_type"] = body["error"]["type"]
             yield b"event: error\n" + _event(body)
 
-    def _chunk_events(self, generation: Generation, chunk: GenerationChunk) -> list[bytes]:
-        key = {"prompt_index": chunk.prompt_index, "index": chunk.index}
-        details = _details(self._asked, chunk.token_ids, chunk.logprobs)
-        events = []
-        if chunk.text or (details and chunk.token_ids):
-            events.append(_event({**key, "text": chunk.text, **details}))
-        if chunk.finish_reason is not None:
-            events.append(_event({**key, **_ending(generation, chunk)}))
-        return events
+
+def _chunk_events(
+    asked: AnswerFields, generation: Generation[GenerationChunk], chunk: GenerationChunk
+) -> list[bytes]:
+    key = {"prompt_index": chunk.prompt_index, "index": chunk.index}
+    details = _details(asked, chunk.token_ids, chunk.logprobs)
+    events = []
+    if chunk.text or (details and chunk.token_ids):
+        events.append(_event({**key, "text": chunk.text, **details}))
+    if chunk.finish_reason is not None:
+        events.append(_event({**key, **_ending(generation, chunk)}))
+    return events
 
 
-def _ending(generation: Generation, chunk: GenerationChunk) -> dict[str, Any]:
+def _ending(generation: Generation[GenerationChunk], chunk: GenerationChunk) -> dict[str, Any]:
     ending: dict[str, Any] = {
         "text": "",
         "finish_reason": chunk.finish_reason,

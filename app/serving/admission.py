@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from app.access.caller import Caller
 from app.access.quotas import Accounts, Charge
 from app.access.rate import Rate
-from app.errors import EngineStarting, InvalidRequest, ServerFull, Unavailable
+from app.errors import (
+    EngineStarting,
+    InvalidRequest,
+    RequestTimedOut,
+    ServerFull,
+    Unavailable,
+)
 from app.serving.places import Place, Places
 from app.serving.shares import Shares
 from app.serving.turns import Wish
@@ -67,6 +73,10 @@ class Ticket:
             self._charge.has_begun = True
             self._set_waiting(max(0, self._num_waiting_prompt_tokens - num_prompt_tokens))
             yield place
+
+    def timed_out(self) -> RequestTimedOut:
+        """The error of a request whose time was up before its turn."""
+        return self._admission.timed_out()
 
     def spend(self, num_completion_tokens: int) -> None:
         """The engine has made so many tokens in all."""
@@ -181,6 +191,14 @@ class Admission:
     def seconds_until_room(self, num_sequences: int = 1) -> float:
         """How long until so many completions of those in flight have ended, as things go now."""
         return self._ended.seconds_for(num_sequences)
+
+    def timed_out(self) -> RequestTimedOut:
+        """The error of a request whose time was up before the engine worked for it."""
+        return RequestTimedOut(
+            "the request's time was up before the engine came to it: try again, or give it more "
+            "with timeout_seconds",
+            retry_after_seconds=self.seconds_until_room(),
+        )
 
     async def wait_until_idle(self) -> None:
         """Wait until every admitted request has its answer."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from app.access.caller import Caller
 from app.adapters.registry import Adapters
-from app.engine.generation import Chat, GenerationRequest, resolve_sampling
+from app.engine.generation import Chat, GenerationChunk, GenerationRequest, resolve_sampling
 from app.errors import ContextWindowExceeded, InvalidRequest, TemplateRejected
 from app.serving.admitted import Admitted
 from app.serving.generation import FewShotPrompt, FewShotPrompts, Generation
@@ -63,7 +63,7 @@ class FewShotRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """A request whose template is known: everything but the prompts, which take tokens to make."""
 
     asked: FewShotRequest
@@ -92,7 +92,9 @@ class FewShot:
         self._templates = templates
 
     @asynccontextmanager
-    async def generate(self, caller: Caller, asked: FewShotRequest) -> AsyncIterator[Generation]:
+    async def generate(
+        self, caller: Caller, asked: FewShotRequest
+    ) -> AsyncIterator[Generation[GenerationChunk]]:
         """As `Service.generate`, which says more of what is raised.
 
         Raises:
@@ -102,12 +104,12 @@ class FewShot:
             InvalidRequest: inputs, shots, selection or controls are wrong.
             ContextWindowExceeded: an input does not fit even with zero shots.
         """
-        plan = await self._resolve(caller, asked)
+        plan = await self.resolve(caller, asked)
         request = plan.request
         async with self._service.admit(caller, request, _texts(asked)) as admitted:
             admitted.ledger.use_template(plan.template)
             with phase("tokenize"):
-                fitted = await self._fitted(plan, admitted.adapters)
+                fitted = await self.fitted(plan, admitted.adapters)
             with phase("labels"):
                 few_shot = await self._scored(plan, admitted, fitted)
             prompts = [each.prompt for each in few_shot.prompts]
@@ -124,14 +126,14 @@ class FewShot:
 
     async def render(self, caller: Caller, asked: FewShotRequest) -> FewShotPrompts:
         """Make the prompts, and generate nothing. Raises as `generate` does."""
-        plan = await self._resolve(caller, asked)
+        plan = await self.resolve(caller, asked)
         async with self._service.admit(caller, plan.request, _texts(asked)) as admitted:
-            return await self._fitted(plan, admitted.adapters)
+            return await self.fitted(plan, admitted.adapters)
 
-    async def _resolve(self, caller: Caller, asked: FewShotRequest) -> _Plan:
+    async def resolve(self, caller: Caller, asked: FewShotRequest) -> Plan:
         """What a request names, and all that can be checked without tokens."""
         self._service.check_serving()
-        template = await self._find(caller, asked)
+        template = await self.find(caller, asked)
         compiled, fields = template.compiled, template.compiled.template
         for index, inputs in enumerate(asked.inputs):
             compiled.check_inputs(inputs, _which(index, asked))
@@ -146,7 +148,7 @@ class FewShot:
                 param="selection_seed",
             )
         adapters = {"adapter": fields.adapter, "soft_prompt": fields.soft_prompt, **asked.adapters}
-        return _Plan(
+        return Plan(
             asked=asked,
             template=template,
             examples=examples,
@@ -165,7 +167,7 @@ class FewShot:
             ),
         )
 
-    def _copies(self, caller: Caller, plan: _Plan) -> list[Copy]:
+    def _copies(self, caller: Caller, plan: Plan) -> list[Copy]:
         """What is to run again on a shadow of the template."""
         name, version = plan.template.name, plan.template.version
         if name is None:
@@ -178,18 +180,19 @@ class FewShot:
         self, caller: Caller, asked: FewShotRequest, name: str, digest: str
     ) -> AsyncIterator[Again]:
         """A request again, on another version of its template."""
-        plan = await self._resolve(caller, replace(asked, template=f"{name}@{digest}"))
+        plan = await self.resolve(caller, replace(asked, template=f"{name}@{digest}"))
         request, asker = plan.request, asker_of(caller, asked.session)
         async with self._service.registry.lease(
             request.adapter, request.soft_prompt, asker=asker, spare=True
         ) as adapters:
-            few_shot = await self._fitted(plan, adapters)
+            few_shot = await self.fitted(plan, adapters)
             prompts = [each.prompt for each in few_shot.prompts]
             self._service.check_fit(prompts, request)
             await self._engine.check_structure(request.sampling)
             yield Again(request.sampling, prompts)
 
-    async def _find(self, caller: Caller, asked: FewShotRequest) -> ResolvedTemplate:
+    async def find(self, caller: Caller, asked: FewShotRequest) -> ResolvedTemplate:
+        """The template that is named, or that came with the request."""
         template = asked.template
         if isinstance(template, str):
             caller.require_template(template, "template")
@@ -201,13 +204,13 @@ class FewShot:
             raise TemplateRejected(error.message, param="template") from error
         return ResolvedTemplate(None, template.digest, compiled)
 
-    async def _fitted(self, plan: _Plan, adapters: Adapters) -> FewShotPrompts:
+    async def fitted(self, plan: Plan, adapters: Adapters) -> FewShotPrompts:
         """Every prompt, with as many examples as fit."""
         indices = range(len(plan.asked.inputs))
         prompts = await gather(self._fit(plan, adapters, index) for index in indices)
         return FewShotPrompts(plan.template, plan.examples, plan.num_shots, prompts)
 
-    async def _fit(self, plan: _Plan, adapters: Adapters, index: int) -> FewShotPrompt:
+    async def _fit(self, plan: Plan, adapters: Adapters, index: int) -> FewShotPrompt:
         draft = await asyncio.to_thread(_draft, plan, plan.asked.inputs[index])
 
         def shown(num_shots: int) -> list[int]:
@@ -246,7 +249,7 @@ class FewShot:
         return max([max_new_tokens, *labels])
 
     def _too_long(
-        self, plan: _Plan, adapters: Adapters, index: int, num_tokens: int, excess: int
+        self, plan: Plan, adapters: Adapters, index: int, num_tokens: int, excess: int
     ) -> ContextWindowExceeded:
         num_virtual = adapters.num_virtual_tokens
         return ContextWindowExceeded(
@@ -259,7 +262,7 @@ class FewShot:
         )
 
     async def _scored(
-        self, plan: _Plan, admitted: Admitted, fitted: FewShotPrompts
+        self, plan: Plan, admitted: Admitted, fitted: FewShotPrompts
     ) -> FewShotPrompts:
         """The same prompts, with the scores of their labels."""
         if not plan.template.compiled.template.labels:
@@ -267,7 +270,7 @@ class FewShot:
         prompts = await gather(self._score(plan, admitted, prompt) for prompt in fitted.prompts)
         return replace(fitted, prompts=prompts)
 
-    async def _score(self, plan: _Plan, admitted: Admitted, prompt: FewShotPrompt) -> FewShotPrompt:
+    async def _score(self, plan: Plan, admitted: Admitted, prompt: FewShotPrompt) -> FewShotPrompt:
         with_special_tokens = not plan.template.compiled.template.use_chat_template
         sequences = [
             await self._engine.tokenize(prompt.text + each, add_special_tokens=with_special_tokens)
@@ -284,7 +287,7 @@ class FewShot:
         return replace(prompt, labels=await score_labels(labels, sequences, next_token_logprobs))
 
 
-def _draft(plan: _Plan, inputs: Inputs) -> _Draft:
+def _draft(plan: Plan, inputs: Inputs) -> _Draft:
     """Raises `InvalidRequest` where the inputs cannot be put into the template."""
     compiled = plan.template.compiled
     query = compiled.query(inputs)

@@ -2,14 +2,17 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from app.adapters.registry import Adapters
-from app.engine.generation import GenerationChunk, GenerationRequest
+from app.engine.generation import GenerationRequest
 from app.engine.protocol import Prompt
 from app.serving.ledger import Ledger
 from app.templates.compilation import ExampleSet
 from app.templates.labels import LabelScore
 from app.templates.registry import ResolvedTemplate
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,15 @@ class FewShotPrompts:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
-    """A request that runs. `few_shot` is there where a template made its prompts."""
+class Generation(Generic[T]):
+    """A request that runs, and what its reader gets, as it comes.
+
+    `few_shot` is there where a template made its prompts.
+    """
 
     request: GenerationRequest
     model: str
     adapters: Adapters
     ledger: Ledger
-    chunks: AsyncGenerator[GenerationChunk]
+    items: AsyncGenerator[T]
     few_shot: FewShotPrompts | None = None

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,10 @@ from app.engine.generation import (
     structure_of,
 )
 from app.engine.protocol import Engine, Prompt
-from app.errors import ContextWindowExceeded, InvalidRequest, RequestTimedOut
+from app.errors import ContextWindowExceeded, InvalidRequest
 from app.serving.admission import Admission, Demand
 from app.serving.admitted import Admitted
+from app.serving.completing import Completing
 from app.serving.generation import Generation
 from app.serving.inspection import Distribution, inspect_distribution
 from app.serving.ledger import Ledger
@@ -44,6 +46,8 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.traces import phase
 from app.versions.splits import Asker
 from softserve.schema.controls import Sampling
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Service:
         caller: Caller,
         request: GenerationRequest,
         sources: Sequence[PromptSource],
-    ) -> AsyncIterator[Generation]:
+    ) -> AsyncIterator[Generation[GenerationChunk]]:
         """Complete prompts made from these. Leaving early aborts what is still running.
 
         Raises:
@@ -159,7 +163,7 @@ class Service:
             except TimeoutError as error:
                 if not until_begun.expired():
                     raise
-                raise self._timed_out() from error
+                raise self.admission.timed_out() from error
 
     async def complete(
         self,
@@ -172,12 +176,18 @@ class Service:
         self.check_fit(prompts, request)
         admitted.ledger.begin_generation(self.engine.info.model, request.sampling)
         admitted.ticket.know_prompt_tokens(sum(len(prompt.token_ids) for prompt in prompts))
-        unread = Unread(self.settings.max_unread_tokens)
-        run = Run(self.engine, request, prompts, admitted, unread, self.settings.slow_reader)
-        running = self.shadowing.follow(request, run.chunks(), admitted.ledger, copies)
+        run: Run[GenerationChunk] = self.run(request, admitted)
+        completing = run.items(Completing(self.engine, request, prompts, run))
+        running = self.shadowing.follow(request, completing, admitted.ledger, copies)
         async with aclosing(running) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def run(self, request: GenerationRequest, admitted: Admitted) -> Run[T]:
+        """What does the work of a request that is admitted."""
+        unread: Unread[T] = Unread(self.settings.max_unread_tokens)
+        slow_reader = self.settings.slow_reader
+        return Run(self.engine, request.request_id, admitted, unread, slow_reader)
 
     def copies(
         self, request: GenerationRequest, prompts: Sequence[Prompt], adapters: Adapters
@@ -251,13 +261,6 @@ class Service:
     def _deadline(self, request: GenerationRequest) -> float | None:
         seconds = request.timeout_seconds or self.settings.max_timeout_seconds
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
-
-    def _timed_out(self) -> RequestTimedOut:
-        return RequestTimedOut(
-            "the request's time was up before the engine came to it: try again, or give it more "
-            "with timeout_seconds",
-            retry_after_seconds=self.admission.seconds_until_room(),
-        )
 
     def _check_scheduling(self, caller: Caller, request: GenerationRequest) -> None:
         seconds, most = request.timeout_seconds, self.settings.max_timeout_seconds

@@ -184,7 +184,7 @@ class _Given(Body):
         return self.model_dump(include=set(CONTROLS), exclude_unset=True, exclude_none=True)
 
 
-def _as_given(names: Iterable[str]) -> type[_Given]:
+def as_given(names: Iterable[str]) -> type[_Given]:
     """A body with these controls, each None where it was not given."""
     fields: dict[str, Any] = {}
     for name in names:
@@ -198,9 +198,9 @@ def _as_given(names: Iterable[str]) -> type[_Given]:
     return create_model("Given", __base__=_Given, **fields)
 
 
-class FilterFields(_as_given(["temperature", *FILTERS])):  # type: ignore[misc]
+class FilterFields(as_given(["temperature", *FILTERS])):  # type: ignore[misc]
     """The controls that shape the next-token distribution, as they were given."""
 
 
-class SamplingFields(_as_given(CONTROLS)):  # type: ignore[misc]
+class SamplingFields(as_given(CONTROLS)):  # type: ignore[misc]
     """Every sampling control, as it was given."""

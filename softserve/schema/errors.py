@@ -12,6 +12,11 @@ class ErrorDetail(BaseModel):
         examples=["top_k has no effect at temperature 0: raise the temperature, or leave it out"],
     )
     param: str | None = Field(description="The field at fault, if one is.", examples=["top_k"])
+    code: str | None = Field(
+        None,
+        description="Under `/v1`: the same, in the words of OpenAI's clients.",
+        examples=["model_not_found"],
+    )
 
 
 class ErrorAnswer(BaseModel):

@@ -67,6 +67,13 @@ def names_in(response: httpx.Response, what: str) -> list[str]:
 ROUTES = [
     ("POST", "/generate", {"user"}),
     ("POST", "/inspect", {"user"}),
+    ("POST", "/v1/completions", {"user"}),
+    ("POST", "/v1/chat/completions", {"user"}),
+    ("POST", "/v1/responses", {"user"}),
+    ("GET", "/v1/models", {"user"}),
+    ("GET", "/v1/models/a", {"user"}),
+    ("POST", "/tokenize", {"user"}),
+    ("POST", "/detokenize", {"user"}),
     ("POST", "/icl/generate", {"user"}),
     ("POST", "/icl/render", {"user"}),
     ("GET", "/adapters", {"user", "admin"}),
@@ -107,7 +114,7 @@ OPEN = {"/health/live", "/health/ready"}
 async def test_every_route_is_in_the_table(path: Path, admin: Headers) -> None:
     async with serving(keys_file=path) as served:
         routes = {
-            (method, route.path.replace("{name}", "a"))
+            (method, route.path.replace("{name}", "a").replace("{model:path}", "a"))
             for route in served.app.routes
             if isinstance(route, Route) and route.path not in OPEN
             for method in route.methods or ()

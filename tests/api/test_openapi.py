@@ -106,6 +106,13 @@ def test_every_endpoint_is_there() -> None:
     assert {(path, method) for path, method, _ in _operations()} == {
         ("/generate", "post"),
         ("/inspect", "post"),
+        ("/v1/completions", "post"),
+        ("/v1/chat/completions", "post"),
+        ("/v1/responses", "post"),
+        ("/v1/models", "get"),
+        ("/v1/models/{model}", "get"),
+        ("/tokenize", "post"),
+        ("/detokenize", "post"),
         ("/adapters", "get"),
         ("/adapters/{name}", "get"),
         ("/adapters/{name}", "put"),
@@ -169,5 +176,8 @@ def test_bodies_take_no_unknown_field() -> None:
         "IclGenerateBody",
         "Template",
         "CreateKey",
+        "CompletionsBody",
+        "ChatBody",
+        "ResponsesBody",
     ):
         assert SCHEMAS[name]["additionalProperties"] is False

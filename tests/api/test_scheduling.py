@@ -192,7 +192,7 @@ async def _generating(
     request = GenerationRequest("id", 1, resolve_sampling(**sampling))
     service = served.app.state.service
     async with service.generate(ANONYMOUS, request, [LONG]) as generation:
-        yield generation.chunks
+        yield generation.items
 
 
 async def test_a_place_is_free_when_the_last_token_is_made(

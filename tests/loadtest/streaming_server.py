@@ -1,4 +1,4 @@
-"""A small server that streams as softserve and as vLLM's do: one word a token, no model.
+"""A small server that streams `/v1/completions`: one word a token, no model.
 
 It appends every request to the file `--record`, as [path, prompt, tokens asked for]. Of a
 completion it generates `--short-by` tokens fewer than it was asked for.
@@ -19,32 +19,18 @@ SECONDS_PER_EVENT = 0.001
 Event = dict[str, Any]
 
 
-def softserve_events(num_prompt_tokens: int, num_new_tokens: int) -> Iterator[Event]:
-    for _ in range(num_new_tokens):
-        yield {"prompt_index": 0, "index": 0, "text": " word"}
-    usage = {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_new_tokens}
-    yield {"text": "", "finish_reason": "length", "usage": usage}
-
-
-def vllm_events(num_prompt_tokens: int, num_new_tokens: int) -> Iterator[Event]:
+def events_of(num_prompt_tokens: int, num_new_tokens: int) -> Iterator[Event]:
     for _ in range(num_new_tokens):
         yield {"choices": [{"index": 0, "text": " word"}], "usage": None}
     usage = {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_new_tokens}
     yield {"choices": [], "usage": usage}
 
 
-async def generate(record: Path, short_by: int, request: web.Request) -> web.StreamResponse:
-    body = await request.json()
-    note(record, request.path, body["prompt"], body["max_new_tokens"])
-    num_new_tokens = body["max_new_tokens"] - short_by
-    return await stream(request, softserve_events(len(body["prompt"].split()), num_new_tokens))
-
-
 async def complete(record: Path, short_by: int, request: web.Request) -> web.StreamResponse:
     body = await request.json()
     note(record, request.path, body["prompt"], body["max_tokens"])
     num_new_tokens = body["max_tokens"] - short_by
-    return await stream(request, vllm_events(len(body["prompt"].split()), num_new_tokens))
+    return await stream(request, events_of(len(body["prompt"].split()), num_new_tokens))
 
 
 def note(record: Path, *request: object) -> None:
@@ -75,8 +61,8 @@ def main() -> None:
     arguments = parser.parse_args()
     app = web.Application()
     app.router.add_get("/health", health)
-    for path, handler in {"/generate": generate, "/v1/completions": complete}.items():
-        app.router.add_post(path, partial(handler, arguments.record, arguments.short_by))
+    handler = partial(complete, arguments.record, arguments.short_by)
+    app.router.add_post("/v1/completions", handler)
     web.run_app(app, host=arguments.host, port=arguments.port, print=None)
 
 

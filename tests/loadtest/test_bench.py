@@ -20,7 +20,6 @@ from loadtest.workload import MIN_WARM_UP_REQUESTS
 
 COMMAND = (sys.executable, "-m", "tests.loadtest.bench_on_streaming_servers")
 OURS, THEIRS = "softserve", "vllm serve"
-PATHS = {OURS: "/generate", THEIRS: "/v1/completions"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def test_the_servers_take_turns(bench: Bench) -> None:
 
 def test_what_was_asked_for_is_what_is_counted(bench: Bench) -> None:
     for run, requests in bench.runs:
-        assert {path for path, _, _ in requests} == {PATHS[run.server]}
+        assert {path for path, _, _ in requests} == {"/v1/completions"}
         assert run.prompt_tokens == sum(len(prompt.split()) for _, prompt, _ in requests)
         assert run.completion_tokens == sum(num_tokens for _, _, num_tokens in requests)
         assert run.inter_token_gaps == run.completion_tokens - run.requests

@@ -19,6 +19,7 @@ SHARED_ARGUMENTS = (
     *("--max-loaded-adapters", "4"),
     *("--max-loras", "4"),
     *("--max-adapter-bytes", "33554432"),
+    *("--tool-parser", "hermes"),
 )
 SHIPPED_ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
 LAST_MODULE = "test_lifecycle"

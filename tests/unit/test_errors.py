@@ -22,6 +22,7 @@ from app.errors import (
     KeyRequired,
     NotPermitted,
     QuantizationFailed,
+    QuotaExceeded,
     ReferenceFailed,
     ServerDraining,
     ServerFull,
@@ -58,14 +59,14 @@ INTERNAL = {"error": {"type": "internal_error", "message": INTERNAL_MESSAGE, "pa
 )
 def test_table(kind: type[SoftserveError], status: int, name: str) -> None:
     body = {"error": {"type": name, "message": "do this", "param": "n"}}
-    assert describe(kind("do this", param="n")) == (status, body)
+    assert describe(kind("do this", param="n"), "/generate") == (status, body)
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("secret"), StartError("secret"), SoftserveError("secret")]
 )
 def test_of_an_unexpected_error_nothing_is_told(error: Exception) -> None:
-    assert describe(error) == (500, INTERNAL)
+    assert describe(error, "/generate") == (500, INTERNAL)
 
 
 def _all(kind: type[SoftserveError]) -> Iterator[type[SoftserveError]]:
@@ -96,7 +97,7 @@ def test_a_special_case_has_the_status_of_what_it_is_a_case_of() -> None:
     class EngineBusy(ServerFull):
         """One without a row of its own."""
 
-    assert describe(EngineBusy("do this")) == describe(ServerFull("do this"))
+    assert describe(EngineBusy("do this"), "/") == describe(ServerFull("do this"), "/")
 
 
 def test_errors_have_sentences_of_their_own() -> None:
@@ -109,3 +110,26 @@ def test_a_body_can_always_be_sent() -> None:
     assert body == {
         "error": {"type": "invalid_request", "message": "there is no field ?", "param": "?"}
     }
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/models/a", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    ("error", "status", "code", "param"),
+    [
+        (InvalidRequest("do this", param="n"), 400, "invalid_request", "n"),
+        (ContextWindowExceeded("do this"), 400, "context_length_exceeded", None),
+        (KeyRequired("do this"), 401, "invalid_api_key", None),
+        (AdapterNotFound("do this", param="adapter"), 404, "model_not_found", "model"),
+        (QuotaExceeded("do this"), 429, "rate_limit_exceeded", None),
+        (ServerFull("do this"), 503, "server_full", None),
+        (ValueError("secret"), 500, "internal_error", None),
+    ],
+)
+def test_the_clients_of_openai_are_told_in_their_words(
+    error: Exception, path: str, status: int, code: str, param: str | None
+) -> None:
+    told, body = describe(error, path)
+
+    assert (told, body["error"]["code"], body["error"]["param"]) == (status, code, param)
+    assert body["error"]["message"] in {"do this", INTERNAL["error"]["message"]}
+    assert sorted(body["error"]) == ["code", "message", "param", "type"]

@@ -50,6 +50,19 @@ def parse_engine_arguments(texts: Iterable[str], arguments_class: type) -> dict[
     return arguments
 
 
+def check_tool_parser(name: str | None) -> None:
+    """Raises `InvalidEngineArgument` where vLLM has no such parser."""
+    if name is None:
+        return
+    from vllm.tool_parsers import ToolParserManager
+
+    known = ToolParserManager.list_registered()
+    if name not in known:
+        raise InvalidEngineArgument(
+            f"vLLM has no tool parser {name!r}: choose one of {', '.join(sorted(known))}"
+        )
+
+
 def names_of(texts: Iterable[str]) -> set[str]:
     """The arguments' names, whether vLLM knows them or not."""
     return {_split(text)[0] for text in texts}

@@ -8,10 +8,10 @@ outputs between softserve's language and vLLM's. `vllm` itself is imported insid
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from math import ceil, inf
+from math import ceil
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,24 +21,19 @@ import structlog
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from app.engine.generation import (
-    Chat,
-    GenerationChunk,
-    PositionLogprobs,
-    Structure,
-    TokenLogprob,
-)
+from app.engine.generation import Chat, GenerationChunk, Structure
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
 from app.engine.proof import prove
 from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
 from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_vllm_runs_no_loras
-from app.engine.vllm.arguments import parse_engine_arguments
+from app.engine.vllm.arguments import check_tool_parser, parse_engine_arguments
 from app.engine.vllm.calls import DIED_MESSAGE, answer_of
 from app.engine.vllm.device import this_device
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.engine.vllm.fork_server import start_fork_server
 from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
+from app.engine.vllm.outputs import chunk_of
 from app.engine.vllm.soft_prompts import SoftPrompts
 from app.engine.vllm.structures import Structures, compiled_structure
 from app.engine.vllm.threads import run_in_daemon_thread
@@ -46,13 +41,14 @@ from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.settings import Settings
 from softserve.schema.controls import CONTROLS, STRUCTURES, Sampling
-from softserve.schema.generation import FinishReason
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
-    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
+
+    from app.engine.vllm.openai import VLLMOpenAI
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +68,7 @@ class VLLMEngine:
         self._weight_format: WeightFormat
         self._loras: LoRAs
         self._soft_prompts: SoftPrompts
+        self._openai: VLLMOpenAI
         self._structures: Structures | None = None
         self._info: EngineInfo | None = None
         self._architecture: Architecture | None = None
@@ -96,14 +93,14 @@ class VLLMEngine:
         # Through the workers, where most of what can hang is; but after each call they wait for the
         # next one in a loop for a second, which is half a core where nothing else is done.
         if is_busy:
-            await answer_of(self._running, self._running.collective_rpc("check_health"))
+            await answer_of(self.llm, self.llm.collective_rpc("check_health"))
         else:
-            await answer_of(self._running, self._running.is_sleeping())
+            await answer_of(self.llm, self.llm.is_sleeping())
 
     async def start(self) -> None:
         await run_in_daemon_thread(self._load)
-        self._architecture = await _with_unadapted(self.architecture, self._running)
-        self._info = await _describe(self._name, self._weight_format, self._running)
+        self._architecture = await _with_unadapted(self.architecture, self.llm)
+        self._info = await _describe(self._name, self._weight_format, self.llm)
         await prove(self)
 
     async def stop(self) -> None:
@@ -121,6 +118,7 @@ class VLLMEngine:
         prepare_environment(self._settings)
         with _interrupts_blocked():
             start_fork_server(self._settings)
+        check_tool_parser(self._settings.tool_parser)
         self._name, folder = find_model(self._settings)
         check_model_folder(folder)
         chosen = choose_format(self._settings.precision, folder, this_device())
@@ -139,13 +137,27 @@ class VLLMEngine:
         self._architecture = describe_architecture(
             base_names(self._settings, folder), self._llm.vllm_config, self._settings
         )
+        self._openai = self._make_openai()
         # What is loaded now stays: keep the garbage collector from walking it again and again.
         gc.collect()
         gc.freeze()
 
     @property
+    def openai(self) -> "VLLMOpenAI":
+        return self._openai
+
+    def _make_openai(self) -> "VLLMOpenAI":
+        from app.engine.vllm.openai import VLLMOpenAI
+
+        return VLLMOpenAI(self, self._settings.tool_parser)
+
+    @property
     def special_tokens(self) -> frozenset[str]:
         return self._tokenizer.special_tokens
+
+    def ids_of_special_tokens(self, texts: Iterable[str]) -> list[int]:
+        """The ids of those texts that are special tokens."""
+        return self._tokenizer.ids_of_special_tokens(texts)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return await self._tokenizer.tokenize(text, add_special_tokens=add_special_tokens)
@@ -180,11 +192,11 @@ class VLLMEngine:
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
         # A special token is not in the text, where stop strings are looked for.
-        stop_ids = self._tokenizer.ids_of_special_tokens(decoding.sampling.stop)
+        stop_ids = self.ids_of_special_tokens(decoding.sampling.stop)
         params = _sampling_params(decoding.sampling, decoding.logprobs, stop_ids)
-        async for output in self._outputs(request_id, prompt, params, decoding.priority):
+        async for output in self.outputs(request_id, prompt, params, decoding.priority):
             for completion in output.outputs:
-                yield _chunk(prompt, output, completion, decoding.logprobs)
+                yield chunk_of(prompt, output, completion, decoding.logprobs)
 
     async def pause(self, request_id: str, prompt_index: int) -> None:
         await self._call_for_prompt("softserve_pause", request_id, prompt_index)
@@ -193,11 +205,11 @@ class VLLMEngine:
         await self._call_for_prompt("softserve_resume", request_id, prompt_index)
 
     async def abort(self, request_id: str, prompt_index: int) -> None:
-        await self._running.abort(_prompt_id(request_id, prompt_index))
+        await self.llm.abort(_prompt_id(request_id, prompt_index))
 
     async def abort_all(self) -> None:
-        paused = self._running.pause_generation(mode="abort", clear_cache=False)
-        await answer_of(self._running, paused)
+        paused = self.llm.pause_generation(mode="abort", clear_cache=False)
+        await answer_of(self.llm, paused)
 
     async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
         from vllm.sampling_params import SamplingParams
@@ -206,13 +218,13 @@ class VLLMEngine:
             temperature=0.0, max_tokens=1, logprobs=-1, flat_logprobs=True, detokenize=False
         )
         distribution = np.full(self.info.vocabulary_size, -np.inf, dtype=np.float32)
-        async for output in self._outputs(request_id, prompt, params):
+        async for output in self.outputs(request_id, prompt, params):
             # The chosen token comes first and once more at its rank: the same value twice.
             scores = output.outputs[0].logprobs
             distribution[np.asarray(scores.token_ids)] = scores.logprobs
         return distribution
 
-    async def _outputs(
+    async def outputs(
         self, request_id: str, prompt: Prompt, params: "SamplingParams", priority: int = 0
     ) -> AsyncGenerator["RequestOutput"]:
         """vLLM's outputs, its errors translated."""
@@ -225,7 +237,7 @@ class VLLMEngine:
             if prompt.soft_prompt is None
             else self._soft_prompts.input(prompt.token_ids, prompt.soft_prompt, prompt.task)
         )
-        outputs = self._running.generate(
+        outputs = self.llm.generate(
             engine_input,
             params,
             _prompt_id(request_id, prompt.index),
@@ -248,13 +260,14 @@ class VLLMEngine:
     async def _call_for_prompt(self, method: str, request_id: str, prompt_index: int) -> None:
         """Call a method of vLLM's engine core with the requests that a prompt has become there."""
         name = _prompt_id(request_id, prompt_index)
-        internal_ids = list(self._running.output_processor.external_req_ids.get(name, ()))
+        internal_ids = list(self.llm.output_processor.external_req_ids.get(name, ()))
         if internal_ids:
-            call = self._running.engine_core.call_utility_async(method, internal_ids)
-            await answer_of(self._running, call)
+            call = self.llm.engine_core.call_utility_async(method, internal_ids)
+            await answer_of(self.llm, call)
 
     @property
-    def _running(self) -> "AsyncLLM":
+    def llm(self) -> "AsyncLLM":
+        """vLLM's own, once it is there."""
         assert self._llm is not None, "the engine has not started"
         return self._llm
 
@@ -481,61 +494,3 @@ def _structured_outputs(sampling: Sampling) -> "StructuredOutputsParams | None":
             return StructuredOutputsParams(json=schema)
         case _:
             return StructuredOutputsParams(regex=sampling.regex, choice=sampling.choice)
-
-
-def _chunk(
-    prompt: Prompt,
-    output: "RequestOutput",
-    completion: "CompletionOutput",
-    num_logprobs: int | None,
-) -> GenerationChunk:
-    metrics = output.metrics
-    scheduled = metrics is not None and metrics.scheduled_ts > 0
-    return GenerationChunk(
-        prompt_index=prompt.index,
-        index=completion.index,
-        text=completion.text,
-        token_ids=tuple(completion.token_ids),
-        num_prompt_tokens=len(prompt.token_ids),
-        num_cached_tokens=output.num_cached_tokens or 0,
-        queue_seconds=metrics.scheduled_ts - metrics.queued_ts if scheduled else 0.0,
-        # A stop string can cut the tokens behind it, but not their log probabilities.
-        logprobs=tuple(
-            _position_logprobs(position, token_id, num_logprobs)
-            for position, token_id in zip(
-                completion.logprobs or (), completion.token_ids, strict=False
-            )
-        )
-        if num_logprobs is not None
-        else (),
-        finish_reason=_finish_reason(completion.finish_reason),
-        num_virtual_tokens=prompt.num_virtual_tokens,
-        prefill_seconds=metrics.first_token_ts - metrics.scheduled_ts if scheduled else 0.0,
-    )
-
-
-def _position_logprobs(
-    position: dict[int, Any], chosen_id: int, num_logprobs: int
-) -> PositionLogprobs:
-    tokens = {
-        token_id: TokenLogprob(token_id, entry.decoded_token or "", entry.logprob)
-        for token_id, entry in position.items()
-    }
-    by_rank = sorted(position, key=lambda token_id: position[token_id].rank)
-    return PositionLogprobs(
-        chosen=tokens[chosen_id],
-        # A structure leaves no probability to the tokens that it does not allow.
-        top=tuple(
-            tokens[token_id]
-            for token_id in by_rank[:num_logprobs]
-            if tokens[token_id].logprob > -inf
-        ),
-    )
-
-
-def _finish_reason(reason: str | None) -> FinishReason | None:
-    match reason:
-        case None | "stop" | "length" | "abort":
-            return reason
-        case _:
-            return "abort"

@@ -10,6 +10,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from app.engine.generation import Structure, structure_of
 from app.engine.vllm.tokenizer import Tokenizer
@@ -32,8 +33,13 @@ LAYOUT = {
 def compiled_structure(sampling: Sampling) -> Structure | None:
     """The structure that is asked for, if one is, exactly as it is tried and then compiled."""
     if sampling.json_schema is not None:
-        return Structure("json_schema", json.dumps(LAYOUT | sampling.json_schema))
+        return Structure("json_schema", laid_out(sampling.json_schema))
     return structure_of(sampling)
+
+
+def laid_out(schema: dict[str, Any]) -> str:
+    """A schema as it is compiled: what follows it is on one line."""
+    return json.dumps(LAYOUT | schema)
 
 
 class Structures:

@@ -1,7 +1,7 @@
 """The endpoints, one file a family."""
 
-from app.http.routes import adapters, docs, generate, health, icl, keys, templates
+from app.http.routes import adapters, docs, generate, health, icl, keys, openai, templates
 
-FAMILIES = (generate, adapters, icl, templates, keys, health, docs)
+FAMILIES = (generate, openai, adapters, icl, templates, keys, health, docs)
 
 __all__ = ["FAMILIES"]
