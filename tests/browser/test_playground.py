@@ -11,6 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tests.browser.conftest import ADMIN_KEY, TIMEOUT_MILLISECONDS
+from tests.server.process import ServerProcess
 
 expect.set_options(timeout=TIMEOUT_MILLISECONDS)
 
@@ -41,6 +42,11 @@ def control(page: Page, name: str) -> Locator:
 
 def slider(page: Page, name: str) -> Locator:
     return page.get_by_role("slider", name=name, exact=True)
+
+
+def test_the_log_names_the_address(server: ServerProcess) -> None:
+    said = [json.loads(line) for line in server.log if line.startswith("{")]
+    assert [each["url"] for each in said if "playground" in each["event"]] == [f"{server.url}/"]
 
 
 # Inspect: what one sees first.
@@ -285,6 +291,25 @@ def test_an_adapter_from_upload_to_removal(page: Page, lora: Path) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     give_key(page)
     expect(entry).to_have_count(0)
+
+
+def test_a_folder_is_dropped(page: Page, context: BrowserContext, lora: Path) -> None:
+    go_to(page, "Adapters")
+    box = page.locator(".drop").bounding_box()
+    assert box is not None
+    browser = context.new_cdp_session(page)
+    for event in ("dragEnter", "dragOver", "drop"):
+        browser.send(
+            "Input.dispatchDragEvent",
+            {
+                "type": event,
+                "x": box["x"] + 20,
+                "y": box["y"] + 20,
+                "data": {"items": [], "files": [str(lora)], "dragOperationsMask": 1},
+            },
+        )
+    expect(page.locator(".drop li", has_text="adapter_model.safetensors")).to_be_visible()
+    expect(page.get_by_role("textbox", name="Name")).to_have_value("support-intent-lora")
 
 
 def test_what_is_no_adapter_is_refused_with_the_reason(page: Page, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import { html, render, useEffect, useRef, useState } from "./html.js";
 import { readLink, writeLink } from "./link.js";
-import { CopyButton, ErrorLine } from "./parts.js";
+import { CopyButton, ErrorLine, onValue } from "./parts.js";
 import { loadControls } from "./schema.js";
 import { asServerError, call, hasKey, onKeyNeeded, setKey } from "./server.js";
 import { Adapters } from "./views/adapters.js";
@@ -197,7 +197,7 @@ function KeyDialog() {
           aria-label="Key"
           autocomplete="off"
           value=${text}
-          onInput=${(/** @type {any} */ event) => setText(event.target.value)}
+          onInput=${onValue(setText)}
         />
         <div class="actions">
           <button type="submit" class="primary">Use it</button>

@@ -1,7 +1,7 @@
 /** A template by name, and what it asks for: shared by Templates and Compare. */
 
 import { html, useEffect, useState } from "./html.js";
-import { Field, NamePicker, TextArea } from "./parts.js";
+import { Field, NamePicker, TextArea, onValue } from "./parts.js";
 import { asServerError, call } from "./server.js";
 
 /** @typedef {import("./server.js").Json} Json */
@@ -98,8 +98,7 @@ export function ShotsField({ label = "Shots", value, content, error, onChange })
         <select
           id=${id}
           value=${value ?? "auto"}
-          onChange=${(/** @type {any} */ { target }) =>
-            onChange(target.value === "auto" ? "auto" : Number(target.value))}
+          onChange=${onValue((shots) => onChange(shots === "auto" ? shots : Number(shots)))}
         >
           <option value="auto">auto: as many as fit</option>
           ${Array.from({ length: most + 1 }, (_, shots) => html`<option value=${shots}>${shots}</option>`)}

@@ -9,6 +9,20 @@ import { GROUPS } from "./schema.js";
  * @typedef {import("./schema.js").ControlField} ControlField
  */
 
+/** A handler of an event that hands over the value. @param {(value: string) => void} take */
+export function onValue(take) {
+  return (/** @type {{target: HTMLInputElement}} */ { target }) => take(target.value);
+}
+
+/**
+ * What puts a value into a field.
+ * @param {(changes: Json) => void} change
+ * @param {string} name
+ */
+export function into(change, name) {
+  return (/** @type {any} */ given) => change({ [name]: given });
+}
+
 /** A sentence of the server, with its `names` as code. @param {{text: string}} props */
 export function Sentence({ text }) {
   return text.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
@@ -48,7 +62,7 @@ export function TextArea({ id, value, rows = 3, label, onChange, onSubmit }) {
     aria-label=${label}
     spellcheck="false"
     value=${value}
-    onInput=${(/** @type {any} */ event) => onChange(event.target.value)}
+    onInput=${onValue(onChange)}
     onKeyDown=${(/** @type {KeyboardEvent} */ event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) onSubmit?.();
     }}
@@ -67,7 +81,7 @@ export function PromptFields({ request, change, error, onSubmit }) {
           id=${id}
           rows=${4}
           value=${request.prompt}
-          onChange=${(/** @type {string} */ prompt) => change({ prompt })}
+          onChange=${into(change, "prompt")}
           onSubmit=${onSubmit}
         />`}
     <//>
@@ -120,7 +134,7 @@ export function NamePicker({ label, name, entries, value, error, onChange }) {
             placeholder="none"
             autocomplete="off"
             spellcheck="false"
-            onInput=${(/** @type {any} */ event) => onChange(event.target.value || undefined)}
+            onInput=${onValue((text) => onChange(text || undefined))}
           />
           ${value && html`<button type="button" class="quiet" aria-label="Take the ${label.toLowerCase()} away" onClick=${() => onChange(undefined)}>×</button>`}
         </div>
@@ -132,8 +146,7 @@ export function NamePicker({ label, name, entries, value, error, onChange }) {
           html`<select
             aria-label="Version of ${bare}"
             value=${version}
-            onChange=${(/** @type {any} */ event) =>
-              onChange(event.target.value ? `${bare}@${event.target.value}` : bare)}
+            onChange=${onValue((version) => onChange(version ? `${bare}@${version}` : bare))}
           >
             <option value="">the live version</option>
             ${versions.map((each) => html`<option value=${shown(each.version)}>${shown(each.version)}${each.live ? " (live)" : ""}</option>`)}
@@ -159,7 +172,7 @@ export function AdapterFields({ request, adapters, change, error }) {
         entries=${served("lora")}
         value=${request.adapter}
         error=${error}
-        onChange=${(/** @type {any} */ adapter) => change({ adapter })}
+        onChange=${into(change, "adapter")}
       />
       <${NamePicker}
         label="Soft prompt"
@@ -167,7 +180,7 @@ export function AdapterFields({ request, adapters, change, error }) {
         entries=${served("soft_prompt")}
         value=${request.soft_prompt}
         error=${error}
-        onChange=${(/** @type {any} */ soft_prompt) => change({ soft_prompt })}
+        onChange=${into(change, "soft_prompt")}
       />
     </div>
   `;
@@ -193,7 +206,7 @@ export function Controls({ controls, request, change, error }) {
                 field=${controls[name]}
                 value=${request[name]}
                 error=${error}
-                onChange=${(/** @type {any} */ value) => change({ [name]: value })}
+                onChange=${into(change, name)}
               />`,
           )}
         </div>

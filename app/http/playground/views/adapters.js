@@ -1,7 +1,7 @@
 /** Adapters: what there is, in which versions; to add, to roll back, to remove. */
 
 import { html, useRef, useState } from "../html.js";
-import { counted, ErrorLine, Field, shown } from "../parts.js";
+import { counted, ErrorLine, Field, shown, onValue } from "../parts.js";
 import { asServerError, call, upload } from "../server.js";
 
 /**
@@ -26,7 +26,7 @@ export function Adapters({ adapters, refresh }) {
               type="search"
               value=${filter}
               placeholder="part of a name"
-              onInput=${(/** @type {any} */ { target }) => setFilter(target.value)}
+              onInput=${onValue(setFilter)}
             />`}
         <//>
         <p role="status" class="help">
@@ -220,7 +220,7 @@ function Upload({ refresh }) {
             id=${id}
             value=${name}
             autocomplete="off"
-            onInput=${(/** @type {any} */ { target }) => setName(target.value)}
+            onInput=${onValue(setName)}
           />`}
       <//>
       <label class="check">

@@ -4,7 +4,15 @@ import { codeFor } from "../code.js";
 import { differences } from "../differences.js";
 import { html, useMemo } from "../html.js";
 import { inputsOf, ShotsField, TemplateFields, useTemplate } from "../inputs.js";
-import { AdapterFields, Controls, CopyButton, ErrorLine, PromptFields, given } from "../parts.js";
+import {
+  AdapterFields,
+  Controls,
+  CopyButton,
+  ErrorLine,
+  given,
+  PromptFields,
+  onValue,
+} from "../parts.js";
 import { factsOf, useRun, versionsOf } from "../run.js";
 
 /** @typedef {import("../server.js").Json} Json */
@@ -110,7 +118,7 @@ export function Compare({ state, request, change, setState, controls, adapters, 
             class="short"
             min="0"
             value=${seed}
-            onInput=${(/** @type {any} */ { target }) => update({ seed: Number(target.value) })}
+            onInput=${onValue((text) => update({ seed: Number(text) }))}
           />
         </label>
       </div>

@@ -8,9 +8,10 @@ import {
   Control,
   CopyButton,
   ErrorLine,
-  PromptFields,
   given,
+  into,
   percent,
+  PromptFields,
 } from "../parts.js";
 import { FILTERS } from "../schema.js";
 import { Bar, quoted } from "../tokens.js";
@@ -44,7 +45,7 @@ export function Inspect({ request, change, controls, adapters }) {
                 field=${controls[name]}
                 value=${request[name]}
                 error=${error}
-                onChange=${(/** @type {any} */ value) => change({ [name]: value })}
+                onChange=${into(change, name)}
               />`,
           )}
         </div>

@@ -4,7 +4,7 @@ import { codeFor } from "../code.js";
 import { html, useState } from "../html.js";
 import { inputsOf, ShotsField, TemplateFields, useTemplate } from "../inputs.js";
 import { useLatest } from "../latest.js";
-import { CopyButton, ErrorLine, Field, counted, given, percent } from "../parts.js";
+import { CopyButton, counted, ErrorLine, Field, given, into, percent, onValue } from "../parts.js";
 import { useRun } from "../run.js";
 import { asServerError, call, ServerError } from "../server.js";
 import { Bar } from "../tokens.js";
@@ -83,14 +83,14 @@ export function Templates({ state, setState, templates, info, refresh }) {
           value=${chosen.shots}
           content=${used}
           error=${error}
-          onChange=${(/** @type {any} */ shots) => change({ shots })}
+          onChange=${into(change, "shots")}
         />
         <${Field} label="Selection" name="selection" error=${error}>
           ${(/** @type {string} */ id) => html`
             <select
               id=${id}
               value=${chosen.selection ?? ""}
-              onChange=${(/** @type {any} */ { target }) => change({ selection: target.value || undefined })}
+              onChange=${onValue((text) => change({ selection: text || undefined }))}
             >
               <option value="">
                 as the template says (${used?.selection ?? "first"})
@@ -112,7 +112,7 @@ export function Templates({ state, setState, templates, info, refresh }) {
                 type="number"
                 min="0"
                 value=${chosen.selection_seed ?? 1}
-                onInput=${(/** @type {any} */ { target }) => change({ selection_seed: Number(target.value) })}
+                onInput=${onValue((text) => change({ selection_seed: Number(text) }))}
               />`}
           <//>`
         }
@@ -166,7 +166,7 @@ function Draft({ text, template, name, onChange, onSaved }) {
           class="code"
           spellcheck="false"
           value=${text}
-          onInput=${(/** @type {any} */ { target }) => onChange(target.value)}
+          onInput=${onValue(onChange)}
         ></textarea>`}
     <//>
     <${Field} label="Save as a new version of">
@@ -174,7 +174,7 @@ function Draft({ text, template, name, onChange, onSaved }) {
         html`<input
           id=${id}
           value=${as}
-          onInput=${(/** @type {any} */ { target }) => setAs(target.value)}
+          onInput=${onValue(setAs)}
         />`}
     <//>
     <${ErrorLine} error=${error} />
