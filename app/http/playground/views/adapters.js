@@ -49,11 +49,8 @@ function Adapter({ adapter, refresh }) {
   const question = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const path = `adapters/${encodeURIComponent(adapter.name)}`;
   const live = adapter.versions.find((/** @type {Json} */ each) => each.live);
-  const act = async (
-    /** @type {string} */ method,
-    /** @type {string} */ to,
-    /** @type {Json} */ body,
-  ) => {
+  /** @type {(method: string, to: string, body?: Json) => Promise<void>} */
+  const act = async (method, to, body) => {
     try {
       await call(method, to, body);
       setError(null);
@@ -112,7 +109,7 @@ function Adapter({ adapter, refresh }) {
         <dialog ref=${question} aria-label="Remove ${adapter.name}">
           <form
             method="dialog"
-            onSubmit=${() => act("DELETE", path, /** @type {any} */ (undefined))}
+            onSubmit=${() => act("DELETE", path)}
           >
             <p>
               Remove <strong>${adapter.name}</strong>${` with ${counted(adapter.versions.length, "version")}?`}
