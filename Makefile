@@ -2,7 +2,7 @@
 # make test     [ARGS="-k stream"]     set up what is missing, run the tests
 # make loadtest [ARGS="--help"]        locust: users of every kind against a server
 # make bench    [ARGS="--help"]        softserve beside vLLM's own server
-# make check                           ruff, mypy and the import rules
+# make check                           ruff, mypy, the import rules, and, where npm is, the playground's types
 .PHONY: serve test loadtest bench check format lock clean
 
 serve:
@@ -27,10 +27,12 @@ check:
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	scripts/playground/check.sh
 
 format:
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+	scripts/playground/check.sh format
 
 lock:
 	scripts/lock.sh

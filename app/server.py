@@ -45,7 +45,10 @@ def serve(settings: Settings) -> int:
     with tracing():
         server = Server(settings)
         server.check_address(host)
-        log.info("listening", url=f"http://{host}:{port}", host=host, port=port)
+        url = f"http://{host}:{port}"
+        log.info("listening", url=url, host=host, port=port)
+        if settings.has_playground:
+            log.info("the playground is a page for your browser", url=f"{url}/")
         server.run(sockets=[listener])
     return server.exit_code
 

@@ -3,6 +3,7 @@
 The description of a field is its sentence in `softserve serve --help` and in docs/settings.md.
 """
 
+import ipaddress
 import re
 import shlex
 from pathlib import Path
@@ -154,6 +155,11 @@ class Settings(Limits, BaseSettings):
     open_docs: bool = Field(
         False, description="/docs, /openapi.json and /info need no key, with --keys-file too."
     )
+    playground: bool | None = Field(
+        None,
+        description="The playground at /, a page that shows what the controls, adapters and "
+        "templates do; without it, only on loopback, and nowhere with --no-playground.",
+    )
     cors_origin: Annotated[
         tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)
     ] = Field(
@@ -214,3 +220,15 @@ class Settings(Limits, BaseSettings):
         "auto", description="auto is text on a terminal and JSON lines elsewhere."
     )
     log_level: LogLevel = Field("info", description="The least severe level that is logged.")
+
+    @property
+    def has_playground(self) -> bool:
+        """Whether the playground is served."""
+        return _is_loopback(self.host) if self.playground is None else self.playground
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -52,6 +52,16 @@ compile_operators() {
   touch "$compiled"
 }
 
+# The tests of the playground need a browser; without one they are skipped, and say so.
+install_browser() {
+  [ "$purpose" = test ] && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 0
+  ! command -v chromium chromium-browser google-chrome google-chrome-stable > /dev/null || return 0
+  echo "install: Chromium, for tests/browser" >&2
+  { apt-get update && apt-get install --yes --no-install-recommends chromium; } > /dev/null ||
+    echo "install: no Chromium could be installed: tests/browser will be skipped" >&2
+}
+install_browser
+
 for each in "${enough[@]}"; do
   if [ -f "$(stamp_of "$each")" ]; then compile_operators; exit 0; fi
 done

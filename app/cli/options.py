@@ -83,8 +83,10 @@ def _parameter(name: str, field: FieldInfo) -> Parameter:
         argument = typer.Argument(help=field.description, **extra)
         return Parameter(name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, argument])
     default = field.get_default(call_default_factory=True)
+    # What is neither on nor off unless it is said can be said both ways.
+    names = f"{flag(name)}/{flag('no_' + name)}" if (kind, default) == (bool, None) else flag(name)
     option = typer.Option(
-        flag(name), help=field.description, show_default=str(default) if default else False, **extra
+        names, help=field.description, show_default=str(default) if default else False, **extra
     )
     return Parameter(
         name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

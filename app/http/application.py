@@ -17,7 +17,6 @@ from app.adapters.intake import Intake
 from app.adapters.registry import AdapterRegistry
 from app.engine.protocol import Engine
 from app.errors import SoftserveError
-from app.http import routes
 from app.http.browsers import OwnSite
 from app.http.ending import count_from_zero
 from app.http.errors import install_error_handlers
@@ -29,6 +28,7 @@ from app.http.middleware import (
     RequestContext,
 )
 from app.http.requests import SESSION_HEADER
+from app.http.routes import routers_for
 from app.serving.admission import Admission
 from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
@@ -148,9 +148,8 @@ def create_app(
     app.state.door = door
     app.state.book = book
     app.state.stop = stop
-    for family in routes.FAMILIES:
-        for router in family.routers:
-            app.include_router(router)
+    for router in routers_for(settings):
+        app.include_router(router)
     _answer_head(app)
     install_error_handlers(app)
     _add_middleware(app, settings, door, metrics)

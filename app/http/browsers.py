@@ -79,4 +79,10 @@ def _is_own(headers: Headers) -> bool:
     if site is not None:
         is_link = headers.get("sec-fetch-mode") == "navigate" and origin is None
         return is_link and headers.get("sec-fetch-dest") == "document"
+    return is_of_no_other_page(headers)
+
+
+def is_of_no_other_page(headers: Headers) -> bool:
+    """Whether it comes from no page, or from one of the very address that it goes to."""
+    origin = headers.get("origin")
     return origin is None or origin.partition("://")[2] == headers.get("host")

@@ -9,12 +9,13 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from app.access.door import Area, Door
+from app.http.browsers import is_of_no_other_page
 from app.http.dependencies import UNPERMITTED
 from app.serving.service import Service
 from softserve.schema.keys import Role
 
-# A proxy's requests come from this machine, whoever sends them; a browser's may be any page's.
-SENT_FOR_OTHERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via", "origin")
+# A proxy's requests come from this machine, whoever sends them.
+SENT_FOR_OTHERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 # For the OpenAPI document; what comes is read below.
 BEARER = HTTPBearer(auto_error=False, description="A key, or the server's --admin-key.")
 
@@ -61,8 +62,9 @@ def _secret(request: Request) -> bytes | None:
 
 
 def _is_local(request: Request) -> bool:
-    """Whether it comes from this machine, and for nobody else."""
-    if request.client is None or any(header in request.headers for header in SENT_FOR_OTHERS):
+    """Whether it comes from this machine, and for nobody else: a browser's may be any page's."""
+    is_for_another = any(header in request.headers for header in SENT_FOR_OTHERS)
+    if request.client is None or is_for_another or not is_of_no_other_page(request.headers):
         return False
     try:
         return ipaddress.ip_address(request.client.host).is_loopback

@@ -863,6 +863,17 @@ async def test_what_is_sent_for_others_needs_a_key(
     assert error_of(response) == (403, "not_permitted", None)
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://softserve", 404), ("https://app.example", 403)]
+)
+async def test_a_page_of_this_server_needs_no_key_and_a_listed_one_does(
+    origin: str, status: int
+) -> None:
+    async with serving(cors_origin=("https://app.example",)) as served:
+        response = await served.client.delete("/adapters/my-task", headers={"origin": origin})
+    assert response.status_code == status
+
+
 async def test_everybody_may_look() -> None:
     async with serving(admin_key="secret") as served, client_of(served.app, "192.0.2.1") as client:
         assert (await client.get("/adapters")).json() == {"adapters": []}

@@ -25,6 +25,15 @@ def test_a_flag_is_above_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Settings(port=9001).port == 9001
 
 
+@pytest.mark.parametrize(("given", "has_playground"), [("1", True), ("false", False)])
+def test_the_playground_can_be_asked_for_and_refused(
+    given: str, has_playground: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOFTSERVE_PLAYGROUND", given)
+    for host in ("127.0.0.1", "192.0.2.1"):
+        assert Settings(host=host).has_playground == has_playground
+
+
 def test_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]

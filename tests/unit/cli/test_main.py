@@ -78,6 +78,12 @@ def test_every_command_explains_itself(command: LateCommand) -> None:
         assert command.help.partition("\n")[0] in words
 
 
+def test_what_is_neither_on_nor_off_can_be_said_both_ways() -> None:
+    words = _plain(_run("serve", "--help").output).replace("│", " ").split()
+    assert {"--playground", "--no-playground", "--open-docs"} <= set(words)
+    assert "--no-open-docs" not in words
+
+
 @pytest.mark.parametrize("name", InspectBody.model_fields)
 def test_help_of_inspect_has_every_field(name: str) -> None:
     words = " ".join(_plain(_run("inspect", "--help").output).replace("│", " ").split())
