@@ -89,8 +89,10 @@ function App() {
             </button>`,
         )}
       </nav>
-      <${CopyButton} label="Copy link" text=${() => location.href} />
-      <${KeyDialog} />
+      <div class="row">
+        <${CopyButton} label="Copy link" text=${() => location.href} />
+        <${KeyDialog} />
+      </div>
     </header>
     <main>
       <${ErrorLine} error=${error} />

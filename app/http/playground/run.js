@@ -110,7 +110,7 @@ export function factsOf(run) {
   const endings = run.completions.flatMap((each) => each?.ending ?? []);
   const facts = [];
   if (run.status === "waiting") facts.push("waiting for the first token");
-  if (run.status === "streaming" && run.secondsFromFirst > 0) {
+  if (run.status === "streaming" && run.numTokens > 1 && run.secondsFromFirst > 0) {
     facts.push(`${run.numTokens} tokens`, perSecond(run.numTokens - 1, run.secondsFromFirst));
   }
   if (run.status === "stopped") facts.push("stopped");
