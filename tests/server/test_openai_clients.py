@@ -157,6 +157,7 @@ def test_lm_eval_scores_as_the_labels_of_a_template(
 # vLLM's own benchmark client.
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_vllms_benchmark_client(server: ServerProcess, tokenizer: str) -> None:
     from transformers import AutoTokenizer
     from vllm.benchmarks.datasets import SampleRequest

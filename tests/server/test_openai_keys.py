@@ -1,6 +1,5 @@
 """Keys, limits and retries as the official client meets them."""
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +46,11 @@ class Shared:
         with self.server.client() as client:
             client.headers["authorization"] = f"Bearer {self.secrets['watch']}"
             return metric(client, name)
+
+    def drain(self) -> None:
+        with self.server.client() as client:
+            headers = {"authorization": f"Bearer {self.secrets['watch']}"}
+            client.post("/drain", headers=headers).raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -157,27 +161,14 @@ def rejections(shared: Shared, reason: str) -> float:
     return next(float(line.split()[-1]) for line in lines if line.startswith(start))
 
 
-def test_a_drain_lets_a_stream_end_and_takes_no_other(tiny_model: Path) -> None:
-    arguments = ("--model", str(tiny_model), "--served-model-name", "tiny", *SMALL)
-    with running(*arguments) as server:
-        server.wait_until_ready()
-        with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as ai:
-            stream = ai.completions.create(
-                model="tiny",
-                prompt="a",
-                stream=True,
-                max_tokens=400,
-                extra_body={"ignore_eos": True},
-            )
-            pieces = iter(stream)
-            first = next(pieces)
-            draining = threading.Thread(target=server.client().post, args=("/drain",))
-            draining.start()
-            server.wait_for_event("draining")
-            with pytest.raises(openai.InternalServerError) as refused:
-                ask(ai)
-            assert refused.value.code == "server_draining"
-            last = [first, *pieces][-1]
-            draining.join()
-        assert last.choices[0].finish_reason == "length"
-        assert server.wait_for_exit() == 0
+def test_a_drain_lets_a_stream_end_and_takes_no_other(shared: Shared) -> None:
+    """It ends the server: no test comes after it."""
+    with shared.ai("plain", max_retries=0) as ai, busy(ai) as stream:
+        shared.drain()
+        shared.server.wait_for_event("draining")
+        with pytest.raises(openai.InternalServerError) as refused:
+            ask(ai)
+        assert refused.value.code == "server_draining"
+        last = list(stream)[-1]
+    assert last.choices[0].finish_reason == "length"
+    assert shared.server.wait_for_exit() == 0
