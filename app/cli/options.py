@@ -15,13 +15,13 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 Command = Callable[..., None]
 
 # What typer reads as it is, and lists of it as an option that may be repeated.
-PLAIN = (bool, int, float, str, Path)
+PLAIN = (bool, int, float, str, Path, SecretStr)
 
 
 def with_options(fields: Mapping[str, FieldInfo]) -> Callable[[Command], Command]:

@@ -28,7 +28,7 @@ from app.http.middleware import (
     RequestContext,
 )
 from app.http.requests import SESSION_HEADER
-from app.http.routes import routers_for
+from app.http.routes import routes_for
 from app.serving.admission import Admission
 from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
@@ -129,6 +129,8 @@ def create_app(
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        # As they are: `include_router` would make each of them anew, which takes the longest here.
+        routes=list(routes_for(settings)),
         redirect_slashes=False,
         # The guard's: routes/docs.py.
         openapi_url=None,
@@ -148,8 +150,6 @@ def create_app(
     app.state.door = door
     app.state.book = book
     app.state.stop = stop
-    for router in routers_for(settings):
-        app.include_router(router)
     _answer_head(app)
     install_error_handlers(app)
     _add_middleware(app, settings, door, metrics)

@@ -53,7 +53,7 @@ async def test_a_stream_to_a_client_of_http_1_0_is_not_chunked(address: Address)
         ("/health/live", 200),
         ("http://softserve:8000/health/live", 200),
         ("https://softserve/adapters?x=1", 200),
-        ("http://softserve", 404),
+        ("http://softserve", 200),
         ("http://softserve/http://softserve/health/live", 404),
         ("*", 404),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.http import application
+from softserve.schema.controls import CONTROLS
 from tests.api.support import Served, error_of, serving
 from tests.fake_engine import FakeEngine
 
@@ -20,6 +21,11 @@ ADDRESS = re.compile(r"https?://[\w.-]+")
 # A namespace, which nobody fetches.
 NAMESPACES = {"http://www.w3.org"}
 MAX_COMPRESSED_BYTES = 100_000
+
+
+def test_every_control_has_its_place() -> None:
+    groups = (FOLDER / "schema.js").read_text().partition("GROUPS = [")[2].partition("];")[0]
+    assert set(CONTROLS) <= set(re.findall(r'"(\w+)"', groups))
 
 
 async def test_the_page_is_at_the_root(served: Served) -> None:

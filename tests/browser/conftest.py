@@ -1,4 +1,7 @@
-"""One server and one Chromium for the whole session; a page of its own for each test."""
+"""One server and one Chromium for a module; a page of its own for each test.
+
+Not for the session: while Playwright runs, an event loop is running, and no other can be made.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ ADMIN_KEY = "the-key-of-the-tests"
 TIMEOUT_MILLISECONDS = 60_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
@@ -26,7 +29,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(browser: Browser) -> Iterator[ServerProcess]:
     with running("--admin-key", ADMIN_KEY) as process:
         yield process.wait_until_ready()
@@ -58,7 +61,7 @@ def page(context: BrowserContext) -> Page:
     return page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lora() -> Path:
     """A LoRA that ships."""
     return Path(__file__).parents[2] / "adapters" / "support-intent-lora"

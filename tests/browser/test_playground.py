@@ -130,6 +130,24 @@ def test_stop_ends_a_completion(page: Page) -> None:
     expect(page.locator(".facts")).to_have_text("stopped")
 
 
+def test_a_completion_that_has_to_be_of_a_form(page: Page) -> None:
+    go_to(page, "Generate", request=FRANCE)
+    page.get_by_text("Structure").click()
+    schema = page.get_by_role("textbox", name="json_schema", exact=True)
+    schema.fill("{")
+    press(page, "Generate")
+    at = page.locator(".control", has=schema)
+    expect(at.get_by_role("alert")).to_contain_text("json_schema")
+    schema.fill('{"enum": ["Rome"]}')
+    press(page, "Generate")
+    expect(answer_of(page)).to_contain_text('"Rome"')
+    page.get_by_role("button", name="Reset json_schema").click()
+    page.get_by_role("textbox", name="choice", exact=True).fill("Rome\nParis")
+    press(page, "Generate")
+    expect(answer_of(page)).to_contain_text("Paris")
+    expect(page.locator(".facts")).to_contain_text("stop: ")
+
+
 def test_several_completions(page: Page) -> None:
     go_to(page, "Generate", request={**FRANCE, "temperature": 1, "n": 2, "seed": 1})
     press(page, "Generate")

@@ -1,12 +1,13 @@
 """A small server that streams `/v1/completions`: one word a token, no model.
 
-It appends every request to the file `--record`, as [path, prompt, tokens asked for]. Of a
+It appends every request to the file `--record`, as [its process, prompt, tokens asked for]. Of a
 completion it generates `--short-by` tokens fewer than it was asked for.
 """
 
 import argparse
 import asyncio
 import json
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ def events_of(num_prompt_tokens: int, num_new_tokens: int) -> Iterator[Event]:
 
 async def complete(record: Path, short_by: int, request: web.Request) -> web.StreamResponse:
     body = await request.json()
-    note(record, request.path, body["prompt"], body["max_tokens"])
+    note(record, os.getpid(), body["prompt"], body["max_tokens"])
     num_new_tokens = body["max_tokens"] - short_by
     return await stream(request, events_of(len(body["prompt"].split()), num_new_tokens))
 

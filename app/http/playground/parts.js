@@ -225,7 +225,9 @@ export function Control({ field, value, error, onChange }) {
   const Input = {
     number: NumberInput,
     boolean: BooleanInput,
+    text: TextInput,
     texts: TextsInput,
+    json: JsonInput,
   }[field.kind];
   return html`
     <div class=${isSet ? "control set" : "control"}>
@@ -289,6 +291,48 @@ function BooleanInput({ id, value, onChange }) {
   />`;
 }
 
+/** @param {{id: string, value: string | undefined, onChange: (value: string | undefined) => void}} props */
+function TextInput({ id, value, onChange }) {
+  return html`<input
+    id=${id}
+    type="text"
+    spellcheck="false"
+    value=${value ?? ""}
+    onInput=${onValue((text) => onChange(text || undefined))}
+  />`;
+}
+
+/**
+ * A value in JSON. What is not JSON yet is sent as it is: the server says what it has to be.
+ * @param {{id: string, value: any, onChange: (value: any) => void}} props
+ */
+function JsonInput({ id, value, onChange }) {
+  const [text, setText] = useState(value === undefined ? "" : JSON.stringify(value));
+  useEffect(() => {
+    if (value === undefined) setText("");
+  }, [value === undefined]);
+  return html`<textarea
+    id=${id}
+    rows="3"
+    placeholder=${'{"type": "object", ...}'}
+    spellcheck="false"
+    value=${text}
+    onInput=${onValue((given) => {
+      setText(given);
+      onChange(given ? asJson(given) : undefined);
+    })}
+  ></textarea>`;
+}
+
+/** @param {string} text */
+function asJson(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
 /**
  * Texts, one a line; a line break in one is written as \n.
  * @param {{id: string, value: string[] | undefined, onChange: (value: string[] | undefined) => void}} props
@@ -299,7 +343,6 @@ function TextsInput({ id, value, onChange }) {
   useEffect(() => setText(lines.join("\n")), [value === undefined]);
   return html`<textarea
     id=${id}
-    class="wide"
     rows="2"
     placeholder="one a line; \\n is a line break"
     spellcheck="false"

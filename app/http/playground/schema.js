@@ -8,7 +8,7 @@ import { call } from "./server.js";
 /**
  * @typedef {object} ControlField
  * @property {string} name
- * @property {"number" | "boolean" | "texts"} kind
+ * @property {"number" | "boolean" | "text" | "texts" | "json"} kind
  * @property {string} description
  * @property {number | boolean | null} neutral what has no effect
  * @property {[number, number] | null} range of the slider
@@ -31,6 +31,7 @@ export const GROUPS = [
     title: "Repetition",
     names: ["repetition_penalty", "presence_penalty", "frequency_penalty"],
   },
+  { title: "Structure", names: ["choice", "regex", "json_schema"] },
   { title: "Scheduling", names: ["timeout_seconds", "priority"] },
 ];
 /** The controls that shape the next token's distribution, in the engine's order. */
@@ -73,7 +74,7 @@ function fieldOf(name, property, effective) {
   const hasRange = least !== undefined && maximum !== undefined && maximum - least <= 20;
   return {
     name,
-    kind: type === "boolean" ? "boolean" : type === "string" ? "texts" : "number",
+    kind: kindOf(kinds.map((/** @type {any} */ kind) => kind.type)),
     description: property.description,
     neutral: effective?.default ?? property.default ?? null,
     range: RANGES[name] ?? (hasRange ? [least, maximum] : null),
@@ -81,4 +82,17 @@ function fieldOf(name, property, effective) {
     minimum: least,
     maximum,
   };
+}
+
+/**
+ * How a control is shown, by the types that its value may have.
+ * @param {string[]} types
+ * @returns {ControlField["kind"]}
+ */
+function kindOf(types) {
+  if (types.includes("boolean")) return "boolean";
+  if (types.includes("array")) return "texts";
+  if (types.includes("string")) return "text";
+  if (types.includes("object")) return "json";
+  return "number";
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fastapi import APIRouter
+from starlette.routing import BaseRoute
 
 from app.http.routes import (
     adapters,
@@ -20,7 +20,8 @@ from app.settings import Settings
 FAMILIES = (generate, openai, adapters, icl, templates, keys, health, docs)
 
 
-def routers_for(settings: Settings) -> Iterator[APIRouter]:
-    """The routers of a server with these settings."""
+def routes_for(settings: Settings) -> Iterator[BaseRoute]:
+    """The routes of a server with these settings."""
     for family in (*FAMILIES, playground) if settings.has_playground else FAMILIES:
-        yield from family.routers
+        for router in family.routers:
+            yield from router.routes

@@ -105,6 +105,10 @@ def test_help_of_serve_has_every_setting(name: str) -> None:
     ("arguments", "sentence"),
     [
         (["--port", "70000"], "--port: Input should be less than or equal to 65535"),
+        (
+            ["--admin-key", "secret", "--port", "70000"],
+            "--port: Input should be less than or equal to 65535",
+        ),
         (["--max-n", "0"], "--max-n: Input should be greater than 0"),
         (["--kv-cache-gib", "-1"], "--kv-cache-gib: Input should be greater than 0"),
         (
