@@ -11,7 +11,7 @@ serve:
 
 test:
 	@scripts/install.sh test
-	.venv/bin/pytest -n 2 --dist loadgroup $(ARGS)
+	.venv/bin/pytest -n 2 $(ARGS)
 
 loadtest:
 	@scripts/install.sh loadtest

@@ -1,19 +1,27 @@
-"""Who runs beside whom, where several processes run the tests (`pytest -n 2 --dist loadgroup`).
+"""Which tests run beside which, where two processes run them (`pytest -n 2`).
 
 Those that start an engine come one after the other: two engines at once would share the cores, and
-take the memory twice. Of the others, a file stays together with its fixtures.
+take the memory twice. Of the others, those of a file stay together with its fixtures.
 """
 
-from pathlib import Path
-
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
-TESTS = Path(__file__).parent
-WITH_AN_ENGINE = ("browser", "loadtest/test_on_softserve.py", "server", "unit/engine")
+WITH_AN_ENGINE = (
+    "tests/browser/",
+    "tests/loadtest/test_on_softserve.py",
+    "tests/server/",
+    "tests/unit/engine/",
+)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        needs_engine = any(item.path.is_relative_to(TESTS / part) for part in WITH_AN_ENGINE)
-        group = "engine" if needs_engine else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class EnginesInTurn(LoadScopeScheduling):  # type: ignore[misc]
+    """A scope is what one process runs by itself; the largest is begun first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "engine" if nodeid.startswith(WITH_AN_ENGINE) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> EnginesInTurn:
+    return EnginesInTurn(config, log)

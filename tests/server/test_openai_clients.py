@@ -45,7 +45,7 @@ def test_langchain_invokes_and_streams(server: ServerProcess, client: httpx.Clie
         chat = ChatOpenAI(
             model=model,
             base_url=f"{server.url}/v1",
-            api_key="none",  # type: ignore[arg-type]
+            api_key="none",
             temperature=0,
             max_completion_tokens=20,
         )
@@ -71,7 +71,7 @@ def test_langchain_calls_tools_and_parses(server: ServerProcess) -> None:
     chat = ChatOpenAI(
         model=BASE,
         base_url=f"{server.url}/v1",
-        api_key="none",  # type: ignore[arg-type]
+        api_key="none",
         temperature=0,
         max_completion_tokens=60,
     )
