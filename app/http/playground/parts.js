@@ -187,32 +187,49 @@ export function AdapterFields({ request, adapters, change, error }) {
 }
 
 /**
- * Every control of a generation, in its groups; the first is open, and those where one is set.
+ * Every control of a generation, in its groups; the first is open.
  * @param {{controls: Record<string, ControlField>, request: Json, change: (changes: Json) => void, error: ServerError | null}} props
  */
 export function Controls({ controls, request, change, error }) {
   return GROUPS.map(
     ({ title, names }, index) => html`
-      <details
-        open=${index === 0 || names.some((name) => name === error?.param)}
+      <${Group}
+        key=${title}
+        title=${title}
+        isOpen=${index === 0}
+        hasError=${names.some((name) => name === error?.param)}
       >
-        <summary>${title}</summary>
-        <div class="controls">
-          ${names.map(
-            (name) =>
-              controls[name] &&
-              html`<${Control}
-                key=${name}
-                field=${controls[name]}
-                value=${request[name]}
-                error=${error}
-                onChange=${into(change, name)}
-              />`,
-          )}
-        </div>
-      </details>
+        ${names.map(
+          (name) =>
+            controls[name] &&
+            html`<${Control}
+              key=${name}
+              field=${controls[name]}
+              value=${request[name]}
+              error=${error}
+              onChange=${into(change, name)}
+            />`,
+        )}
+      <//>
     `,
   );
+}
+
+/**
+ * A group that opens for an error in it, and is not closed again but by hand.
+ * @param {{title: string, isOpen: boolean, hasError: boolean, children: any}} props
+ */
+function Group({ title, isOpen, hasError, children }) {
+  const details = useRef(/** @type {HTMLDetailsElement | null} */ (null));
+  useEffect(() => {
+    if (hasError && details.current) details.current.open = true;
+  }, [hasError]);
+  return html`
+    <details ref=${details} open=${isOpen}>
+      <summary>${title}</summary>
+      <div class="controls">${children}</div>
+    </details>
+  `;
 }
 
 /**
