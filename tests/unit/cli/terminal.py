@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 
@@ -36,11 +37,26 @@ class Terminal:
 
     def read_until(self, text: str) -> None:
         """Go on to there. Fails if the command ends first, or shows nothing for long."""
+        assert self._comes(text, TIMEOUT_SECONDS), self._seen
+
+    def press_ctrl_c_until(self, text: str) -> None:
+        """Press it, and again if nothing comes: Python does not hear it just before it waits for a
+        line."""
+        for _ in range(10):
+            self.process.send_signal(signal.SIGINT)
+            if self._comes(text, TIMEOUT_SECONDS / 10):
+                return
+        raise AssertionError(self._seen)
+
+    def _comes(self, text: str, seconds: float) -> bool:
+        """Whether it is shown before nothing is for so long."""
         while text not in self._seen:
-            readable, _, _ = select.select([self._own], [], [], TIMEOUT_SECONDS)
-            assert readable, self._seen
+            readable, _, _ = select.select([self._own], [], [], seconds)
+            if not readable:
+                return False
             self._seen += os.read(self._own, 65536).decode(errors="replace")
         self._seen = self._seen.partition(text)[2]
+        return True
 
     def close(self) -> None:
         self.process.kill()

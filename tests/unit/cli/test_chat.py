@@ -128,8 +128,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(terminal: Callable[..., Termina
         assert Here.left.wait(TIMEOUT_SECONDS)
         started.read_until("> ")
         # At the prompt, it takes the line back.
-        started.process.send_signal(signal.SIGINT)
-        started.read_until("> ")
+        started.press_ctrl_c_until("> ")
         started.type("once more\n")
         started.read_until("and so on")
         started.process.send_signal(signal.SIGINT)
