@@ -9,9 +9,13 @@ On a CPU the products are sums of 8-bit products, as in W8A8, but each activatio
 runs on the INT8 instructions: unpacking the weights into floats first, as PyTorch's and torchao's
 kernels do, makes a batch of 16 slower than FP32. docs/precision.md has the figures.
 
+An x86 without VNNI adds two products of 8 bits in 16, and cuts off what is more: there, the weights
+are unpacked after all.
+
 Elsewhere the kernels are vLLM's own for W8A8, with activations of one digit.
 """
 
+import platform
 from typing import Any
 
 import torch
@@ -103,7 +107,7 @@ class Int8LinearMethod(OnlineLinearBase):  # type: ignore[misc]
             return
         weight, scale = quantize_rows(layer.weight)
         if current_platform.is_cpu():
-            layer.int8_product = TwoDigitProduct(weight, scale)
+            layer.int8_product = cpu_product(weight, scale)
             replace_parameter(layer, "weight", _no_weights())
         else:
             replace_parameter(layer, "weight", weight)
@@ -125,7 +129,7 @@ class Int8HeadMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
     """
 
     def softserve_pack(self, layer: torch.nn.Module) -> None:
-        packed = TwoDigitProduct(*quantize_rows(layer.weight))
+        packed = cpu_product(*quantize_rows(layer.weight))
         layer.cpu_linear = lambda x, weight, bias: packed(layer, x, bias)
         if isinstance(layer, ParallelLMHead):
             layer.weight = _no_weights(layer.weight.dtype)
@@ -138,6 +142,39 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # A row of zeros has a scale of zero, and any integers.
     quantized = (weight / scale.clamp_min(torch.finfo(torch.float32).tiny)).round_()
     return quantized.to(torch.int8), scale
+
+
+def cpu_product(weight: torch.Tensor, scale: torch.Tensor) -> "TwoDigitProduct | UnpackingProduct":
+    """The faster of the products that are right on this CPU."""
+    found = torch.cpu.get_capabilities()
+    has_vnni = bool(found.get("avx512_vnni") or found.get("avx_vnni"))
+    if has_vnni or platform.machine() != "x86_64":
+        return TwoDigitProduct(weight, scale)
+    return UnpackingProduct(weight, scale)
+
+
+class UnpackingProduct:
+    """x @ W.T for INT8 weights, in FP32, by PyTorch's kernel where the sizes allow it."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
+        self._weight = weight
+        self._scale = scale.flatten()
+        self._has_kernel = all(size % 32 == 0 for size in weight.shape)
+
+    def __call__(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        num_out, num_in = self._weight.shape
+        rows = x.reshape(-1, num_in).float()
+        if self._has_kernel:
+            multiply = torch.ops.aten._weight_int8pack_mm  # noqa: SLF001
+            total = multiply(rows, self._weight, self._scale)
+        else:
+            total = torch.nn.functional.linear(rows, self._weight.float()) * self._scale
+        total = total.to(x.dtype)
+        if bias is not None:
+            total += bias
+        return total.view(*x.shape[:-1], num_out)
 
 
 class TwoDigitProduct:
