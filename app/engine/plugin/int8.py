@@ -144,7 +144,18 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return quantized.to(torch.int8), scale
 
 
-def cpu_product(weight: torch.Tensor, scale: torch.Tensor) -> "TwoDigitProduct | UnpackingProduct":
+class CpuProduct:
+    """x @ W.T for INT8 weights, of which it has the only copy."""
+
+    num_bytes: int
+
+    def __call__(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def cpu_product(weight: torch.Tensor, scale: torch.Tensor) -> CpuProduct:
     """The faster of the products that are right on this CPU."""
     found = torch.cpu.get_capabilities()
     has_vnni = bool(found.get("avx512_vnni") or found.get("avx_vnni"))
@@ -153,12 +164,13 @@ def cpu_product(weight: torch.Tensor, scale: torch.Tensor) -> "TwoDigitProduct |
     return UnpackingProduct(weight, scale)
 
 
-class UnpackingProduct:
-    """x @ W.T for INT8 weights, in FP32, by PyTorch's kernel where the sizes allow it."""
+class UnpackingProduct(CpuProduct):
+    """In FP32, by PyTorch's kernel where the sizes allow it."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
         self._weight = weight
         self._scale = scale.flatten()
+        self.num_bytes = weight.nbytes + scale.nbytes
         self._has_kernel = all(size % 32 == 0 for size in weight.shape)
 
     def __call__(
@@ -177,8 +189,8 @@ class UnpackingProduct:
         return total.view(*x.shape[:-1], num_out)
 
 
-class TwoDigitProduct:
-    """x @ W.T for INT8 weights, of which oneDNN keeps the only copy.
+class TwoDigitProduct(CpuProduct):
+    """By oneDNN, which keeps the weights.
 
     x = s1 * d1 + s2 * d2 for digits d1, d2 of 8 bits and a scale of each for every token.
     """
@@ -194,6 +206,7 @@ class TwoDigitProduct:
             use_azp=False,
             primitive_cache_size=NUM_PRIMITIVES,
         )
+        self.num_bytes = self.packed.n * self.packed.k + scale.nbytes
 
     def __call__(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
