@@ -15,6 +15,7 @@ from rich.progress import Progress
 from app.engine.model.default import default_model
 from app.quantization.checkpoint import quantize_checkpoint
 from app.settings import Settings
+from tests.instructions import needs_int8
 from tests.server.architectures import round_to_int8
 from tests.server.peft_reference import PeftReference
 from tests.server.process import ServerProcess, running
@@ -86,6 +87,7 @@ def int8_client(int8_reference: PeftReference) -> Iterator[httpx.Client]:
             yield client
 
 
+@needs_int8
 def test_int8_weights_are_bytes(int8_client: httpx.Client) -> None:
     info = int8_client.get("/info").json()
 
@@ -103,6 +105,7 @@ def test_int8_weights_are_bytes(int8_client: httpx.Client) -> None:
     assert metric(int8_client, "softserve_kv_cache_bytes") == info["kv_cache_bytes"]
 
 
+@needs_int8
 def test_greedy_text_in_int8_is_that_of_the_dequantized_weights(
     int8_client: httpx.Client, int8_reference: PeftReference
 ) -> None:
@@ -118,6 +121,7 @@ def test_greedy_text_in_int8_is_that_of_the_dequantized_weights(
     assert mean(shares) >= 0.95
 
 
+@needs_int8
 def test_each_request_in_int8_has_its_own_adapters(int8_client: httpx.Client) -> None:
     def ask(named: dict[str, str]) -> list[list[int]]:
         return answers(int8_client, PROMPTS[:4], **named)
@@ -167,6 +171,7 @@ def quantized_folder(tmp_path_factory: pytest.TempPathFactory, default_folder: P
     return out
 
 
+@needs_int8
 def test_a_quantized_checkpoint_is_served_with_adapters(
     quantized_folder: Path, peft_reference: PeftReference
 ) -> None:
@@ -186,6 +191,7 @@ def test_a_quantized_checkpoint_is_served_with_adapters(
     assert len({str(tokens) for tokens in got}) == len(NAMED)
 
 
+@needs_int8
 def test_another_precision_than_the_checkpoints_is_refused(quantized_folder: Path) -> None:
     said = fail_to_start("--model", str(quantized_folder), "--precision", "bf16")
 

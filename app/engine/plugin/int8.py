@@ -9,13 +9,9 @@ On a CPU the products are sums of 8-bit products, as in W8A8, but each activatio
 runs on the INT8 instructions: unpacking the weights into floats first, as PyTorch's and torchao's
 kernels do, makes a batch of 16 slower than FP32. docs/precision.md has the figures.
 
-An x86 without VNNI adds two products of 8 bits in 16, and cuts off what is more: there, the weights
-are unpacked after all.
-
 Elsewhere the kernels are vLLM's own for W8A8, with activations of one digit.
 """
 
-import platform
 from typing import Any
 
 import torch
@@ -107,7 +103,7 @@ class Int8LinearMethod(OnlineLinearBase):  # type: ignore[misc]
             return
         weight, scale = quantize_rows(layer.weight)
         if current_platform.is_cpu():
-            layer.int8_product = cpu_product(weight, scale)
+            layer.int8_product = TwoDigitProduct(weight, scale)
             replace_parameter(layer, "weight", _no_weights())
         else:
             replace_parameter(layer, "weight", weight)
@@ -129,7 +125,7 @@ class Int8HeadMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
     """
 
     def softserve_pack(self, layer: torch.nn.Module) -> None:
-        packed = cpu_product(*quantize_rows(layer.weight))
+        packed = TwoDigitProduct(*quantize_rows(layer.weight))
         layer.cpu_linear = lambda x, weight, bias: packed(layer, x, bias)
         if isinstance(layer, ParallelLMHead):
             layer.weight = _no_weights(layer.weight.dtype)
@@ -144,53 +140,8 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return quantized.to(torch.int8), scale
 
 
-class CpuProduct:
-    """x @ W.T for INT8 weights, of which it has the only copy."""
-
-    num_bytes: int
-
-    def __call__(
-        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        raise NotImplementedError
-
-
-def cpu_product(weight: torch.Tensor, scale: torch.Tensor) -> CpuProduct:
-    """The faster of the products that are right on this CPU."""
-    found = torch.cpu.get_capabilities()
-    has_vnni = bool(found.get("avx512_vnni") or found.get("avx_vnni"))
-    if has_vnni or platform.machine() != "x86_64":
-        return TwoDigitProduct(weight, scale)
-    return UnpackingProduct(weight, scale)
-
-
-class UnpackingProduct(CpuProduct):
-    """In FP32, by PyTorch's kernel where the sizes allow it."""
-
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
-        self._weight = weight
-        self._scale = scale.flatten()
-        self.num_bytes = weight.nbytes + scale.nbytes
-        self._has_kernel = all(size % 32 == 0 for size in weight.shape)
-
-    def __call__(
-        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        num_out, num_in = self._weight.shape
-        rows = x.reshape(-1, num_in).float()
-        if self._has_kernel:
-            multiply = torch.ops.aten._weight_int8pack_mm  # noqa: SLF001
-            total = multiply(rows, self._weight, self._scale)
-        else:
-            total = torch.nn.functional.linear(rows, self._weight.float()) * self._scale
-        total = total.to(x.dtype)
-        if bias is not None:
-            total += bias
-        return total.view(*x.shape[:-1], num_out)
-
-
-class TwoDigitProduct(CpuProduct):
-    """By oneDNN, which keeps the weights.
+class TwoDigitProduct:
+    """x @ W.T for INT8 weights, of which oneDNN keeps the only copy.
 
     x = s1 * d1 + s2 * d2 for digits d1, d2 of 8 bits and a scale of each for every token.
     """
@@ -206,7 +157,6 @@ class TwoDigitProduct(CpuProduct):
             use_azp=False,
             primitive_cache_size=NUM_PRIMITIVES,
         )
-        self.num_bytes = self.packed.n * self.packed.k + scale.nbytes
 
     def __call__(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None

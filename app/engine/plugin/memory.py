@@ -9,7 +9,7 @@ from vllm._custom_ops import CPUDNNLGEMMHandler
 from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.model_executor.layers.linear import LinearBase
 
-from app.engine.plugin.int8 import CpuProduct
+from app.engine.plugin.int8 import TwoDigitProduct
 
 
 class MemoryReport:
@@ -67,11 +67,15 @@ def _packed_bytes(module: torch.nn.Module) -> int:
                 packed += handler.n * handler.k * module.weight.dtype.itemsize
             case torch.Tensor() as tensor:
                 packed += tensor.untyped_storage().nbytes()
-            case CpuProduct() as int8_product:
-                packed += int8_product.num_bytes
+            case TwoDigitProduct() as int8_product:
+                packed += _product_bytes(int8_product)
     checkpoint_kernel = getattr(getattr(module, "scheme", None), "kernel", None)
     if handler := getattr(checkpoint_kernel, "dnnl_handler", None):
         packed += handler.n * handler.k
-    if isinstance(product := getattr(module, "int8_product", None), CpuProduct):
-        packed += product.num_bytes
+    if isinstance(product := getattr(module, "int8_product", None), TwoDigitProduct):
+        packed += _product_bytes(product)
     return packed
+
+
+def _product_bytes(product: TwoDigitProduct) -> int:
+    return int(product.packed.n * product.packed.k + product.scale.nbytes)

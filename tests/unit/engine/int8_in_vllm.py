@@ -12,7 +12,7 @@ from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLine
 
 from app.engine.plugin.int8 import (
     Int8LinearMethod,
-    cpu_product,
+    TwoDigitProduct,
     quantize_rows,
     register,
 )
@@ -30,7 +30,7 @@ def main() -> None:
     bias = torch.randn(SIZE_OUT, generator=generator)
     integers, scale = quantize_rows(weight)
     exact = x @ (integers * scale).T
-    product = cpu_product(integers, scale)
+    product = TwoDigitProduct(integers, scale)
     layer = torch.nn.Module()
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     method = Int8LinearMethod.__new__(Int8LinearMethod)

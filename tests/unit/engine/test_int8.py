@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.instructions import needs_int8
+
+pytestmark = needs_int8
 SCRIPT = Path(__file__).with_name("int8_in_vllm.py")
 
 
