@@ -1,12 +1,10 @@
 """What a test needs of the machine's processor."""
 
 import pytest
-import torch
 
-FEATURES = torch.cpu.get_capabilities()
+from app.engine.vllm.device import cpu_has_int8
 
 needs_int8 = pytest.mark.skipif(
-    FEATURES.get("architecture") == "x86_64"
-    and not (FEATURES.get("avx512_vnni") or FEATURES.get("avx_vnni")),
+    not cpu_has_int8(),
     reason="this CPU has no instructions for INT8 (VNNI), and softserve refuses INT8 there",
 )

@@ -13,11 +13,19 @@ def this_device() -> Device:
             is_cpu=False, has_bf16=current_platform.has_device_capability(80), has_int8=True
         )
     features = torch.cpu.get_capabilities()
-    is_x86 = features.get("architecture") == "x86_64"
     return Device(
         is_cpu=True,
         has_bf16=bool(
             features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16")
         ),
-        has_int8=bool(features.get("avx512_vnni") or features.get("avx_vnni") or not is_x86),
+        has_int8=cpu_has_int8(),
     )
+
+
+def cpu_has_int8() -> bool:
+    """Whether this CPU has instructions for sums of 8-bit products."""
+    import torch
+
+    features = torch.cpu.get_capabilities()
+    is_x86 = features.get("architecture") == "x86_64"
+    return bool(features.get("avx512_vnni") or features.get("avx_vnni") or not is_x86)
