@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -27,7 +27,7 @@ from app.cli.connection import DEFAULT_URL, Json, Key, Url, Version, connected, 
 from app.cli.console import fail, missing_package, stdout
 from app.cli.late import LateCommand
 from app.cli.name_tables import All
-from app.cli.watching import Watch, watch
+from app.cli.watching import Watch, show_list
 from softserve.client import Client, NotFound
 from softserve.schema.adapters import AdapterOut
 from softserve.schema.checks import EXIT_CODES
@@ -78,18 +78,14 @@ def list_adapters(
 ) -> None:
     """List the adapters."""
     console = stdout()
-
-    def view() -> RenderableType:
-        adapters = client.adapters.list().adapters
-        return adapters_view(adapters, console, with_retired=with_retired)
-
     with connected(url, key) as client:
-        if as_json:
-            print_json(client.adapters.list())
-        elif watched:
-            watch(view, console)
-        else:
-            console.print(view())
+        show_list(
+            client.adapters.list,
+            lambda answer: adapters_view(answer.adapters, console, with_retired=with_retired),
+            console,
+            watched=watched,
+            as_json=as_json,
+        )
 
 
 @cli.command()

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 
 from app.cli.canary import Live, add_commands, beside
 from app.cli.connection import DEFAULT_URL, Json, Key, Url, Version, connected, print_json
 from app.cli.console import fail, stdout
 from app.cli.name_tables import All
 from app.cli.template_tables import print_template, templates_view
-from app.cli.watching import Watch, watch
+from app.cli.watching import Watch, show_list
 from app.errors import TemplateRejected
 from app.templates.source import read_template, yaml_of
 from softserve.schema.fields import name_refusal
@@ -33,18 +32,14 @@ def list_templates(
 ) -> None:
     """List the templates."""
     console = stdout()
-
-    def view() -> RenderableType:
-        templates = client.templates.list().templates
-        return templates_view(templates, console, with_retired=with_retired)
-
     with connected(url, key) as client:
-        if as_json:
-            print_json(client.templates.list())
-        elif watched:
-            watch(view, console)
-        else:
-            console.print(view())
+        show_list(
+            client.templates.list,
+            lambda answer: templates_view(answer.templates, console, with_retired=with_retired),
+            console,
+            watched=watched,
+            as_json=as_json,
+        )
 
 
 @cli.command()
