@@ -20,6 +20,7 @@ ADAPTERS = ("support-intent-lora", "dialogue-summary-lora")
     ("library", "printed"),
     [
         ("softserve.client", "The capital of France is Paris.\n"),
+        ("openai", "The capital of France is Paris.\n billing\n"),
     ],
 )
 def test_an_example(
