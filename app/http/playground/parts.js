@@ -14,6 +14,14 @@ export function onValue(take) {
   return (/** @type {{target: HTMLInputElement}} */ { target }) => take(target.value);
 }
 
+/** A handler of a form that does this, and stays on the page. @param {() => void} act */
+export function submits(act) {
+  return (/** @type {Event} */ event) => {
+    event.preventDefault();
+    act();
+  };
+}
+
 /**
  * What puts a value into a field.
  * @param {(changes: Json) => void} change
@@ -199,20 +207,38 @@ export function Controls({ controls, request, change, error }) {
         isOpen=${index === 0}
         hasError=${names.some((name) => name === error?.param)}
       >
-        ${names.map(
-          (name) =>
-            controls[name] &&
-            html`<${Control}
-              key=${name}
-              field=${controls[name]}
-              value=${request[name]}
-              error=${error}
-              onChange=${into(change, name)}
-            />`,
-        )}
+        <${ControlList}
+          names=${names}
+          controls=${controls}
+          request=${request}
+          change=${change}
+          error=${error}
+        />
       <//>
     `,
   );
+}
+
+/**
+ * These controls, one below the other.
+ * @param {{names: string[], controls: Record<string, ControlField>, request: Json, change: (changes: Json) => void, error: ServerError | null}} props
+ */
+export function ControlList({ names, controls, request, change, error }) {
+  return html`
+    <div class="controls">
+      ${names.map(
+        (name) =>
+          controls[name] &&
+          html`<${Control}
+            key=${name}
+            field=${controls[name]}
+            value=${request[name]}
+            error=${error}
+            onChange=${into(change, name)}
+          />`,
+      )}
+    </div>
+  `;
 }
 
 /**
@@ -227,7 +253,7 @@ function Group({ title, isOpen, hasError, children }) {
   return html`
     <details ref=${details} open=${isOpen}>
       <summary>${title}</summary>
-      <div class="controls">${children}</div>
+      ${children}
     </details>
   `;
 }
@@ -236,7 +262,7 @@ function Group({ title, isOpen, hasError, children }) {
  * One control: what it is, what it does, and back to having no effect.
  * @param {{field: ControlField, value: any, error: ServerError | null, onChange: (value: any) => void}} props
  */
-export function Control({ field, value, error, onChange }) {
+function Control({ field, value, error, onChange }) {
   const id = useId();
   const isSet = value !== undefined;
   const Input = {

@@ -1,7 +1,7 @@
 /** Adapters: what there is, in which versions; to add, to roll back, to remove. */
 
 import { html, useRef, useState } from "../html.js";
-import { counted, ErrorLine, Field, shown, onValue } from "../parts.js";
+import { counted, ErrorLine, Field, shown, onValue, submits } from "../parts.js";
 import { asServerError, call, upload } from "../server.js";
 
 /**
@@ -181,10 +181,7 @@ function Upload({ refresh }) {
   return html`
     <form
       class="main"
-      onSubmit=${(/** @type {Event} */ event) => {
-        event.preventDefault();
-        send();
-      }}
+      onSubmit=${submits(send)}
     >
       <h2>Add an adapter, or a new version</h2>
       <div

@@ -12,6 +12,7 @@ import {
   given,
   PromptFields,
   onValue,
+  submits,
 } from "../parts.js";
 import { factsOf, useRun, versionsOf } from "../run.js";
 
@@ -53,10 +54,7 @@ export function Compare({ state, request, change, setState, controls, adapters, 
   return html`
     <form
       class="view main"
-      onSubmit=${(/** @type {Event} */ event) => {
-        event.preventDefault();
-        generate();
-      }}
+      onSubmit=${submits(generate)}
     >
       <fieldset class="row">
         <legend class="hidden">What is compared on</legend>

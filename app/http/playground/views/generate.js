@@ -2,7 +2,15 @@
 
 import { codeFor } from "../code.js";
 import { html, useState } from "../html.js";
-import { AdapterFields, Controls, CopyButton, ErrorLine, PromptFields, given } from "../parts.js";
+import {
+  AdapterFields,
+  Controls,
+  CopyButton,
+  ErrorLine,
+  PromptFields,
+  given,
+  submits,
+} from "../parts.js";
 import { factsOf, useRun, versionsOf } from "../run.js";
 import { asServerError, call } from "../server.js";
 import { Tokens } from "../tokens.js";
@@ -59,10 +67,7 @@ export function Generate({ request, change, controls, adapters }) {
   return html`
     <form
       class="view split"
-      onSubmit=${(/** @type {Event} */ event) => {
-        event.preventDefault();
-        generate();
-      }}
+      onSubmit=${submits(generate)}
     >
       <div class="main">
         <${PromptFields}

@@ -5,11 +5,10 @@ import { html } from "../html.js";
 import { useLatest } from "../latest.js";
 import {
   AdapterFields,
-  Control,
+  ControlList,
   CopyButton,
   ErrorLine,
   given,
-  into,
   percent,
   PromptFields,
 } from "../parts.js";
@@ -36,19 +35,13 @@ export function Inspect({ request, change, controls, adapters }) {
         <${ErrorLine} error=${error} />
       </div>
       <aside aria-label="Controls">
-        <div class="controls">
-          ${FILTERS.map(
-            (name) =>
-              controls[name] &&
-              html`<${Control}
-                key=${name}
-                field=${controls[name]}
-                value=${request[name]}
-                error=${error}
-                onChange=${into(change, name)}
-              />`,
-          )}
-        </div>
+        <${ControlList}
+          names=${FILTERS}
+          controls=${controls}
+          request=${request}
+          change=${change}
+          error=${error}
+        />
         <div class="actions">
           <${CopyButton}
             label="Copy as curl"

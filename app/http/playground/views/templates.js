@@ -4,7 +4,17 @@ import { codeFor } from "../code.js";
 import { html, useState } from "../html.js";
 import { inputsOf, ShotsField, TemplateFields, useTemplate } from "../inputs.js";
 import { useLatest } from "../latest.js";
-import { CopyButton, counted, ErrorLine, Field, given, into, percent, onValue } from "../parts.js";
+import {
+  CopyButton,
+  counted,
+  ErrorLine,
+  Field,
+  given,
+  into,
+  percent,
+  onValue,
+  submits,
+} from "../parts.js";
 import { useRun } from "../run.js";
 import { asServerError, call, ServerError } from "../server.js";
 import { Bar } from "../tokens.js";
@@ -43,10 +53,7 @@ export function Templates({ state, setState, templates, info, refresh }) {
   return html`
     <form
       class="view split"
-      onSubmit=${(/** @type {Event} */ event) => {
-        event.preventDefault();
-        generate();
-      }}
+      onSubmit=${submits(generate)}
     >
       <div class="main">
         <${TemplateFields}
