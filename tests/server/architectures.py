@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from app.engine.vllm.device import this_device
+from app.engine.vllm.device import cpu_has_int8, this_device
 from app.engine.vllm.engine import engine_arguments
 from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
 from app.engine.vllm.loras import FIRST_ID
@@ -103,6 +103,8 @@ def main(folder: Path) -> None:
         {config.get("model_type", name) for name, (config, _) in ARCHITECTURES.items()}
     )
     for name, precision in RUNS:
+        if precision == "int8" and not cpu_has_int8():
+            continue
         run = f"{name} in {precision}"
         expected = by_transformers(name, precision, folder / run)
         as_asked = settings.model_copy(

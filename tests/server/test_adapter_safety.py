@@ -42,7 +42,7 @@ def test_a_bad_adapter_is_refused(
 
 @pytest.mark.parametrize(
     "name",
-    ["..", "%2e%2e", "a%2fb", "..%2f..%2fetc", "a@b", "a%00b", "x" * 65, ".hidden", "-x", "é"],
+    ["%2e%2e", "a%2fb", "..%2f..%2fetc", "a@b", "a%00b", "x" * 65, ".hidden", "-x", "é"],
 )
 def test_a_bad_name_touches_nothing(
     client: httpx.Client, answer_before: list[dict[str, Any]], name: str

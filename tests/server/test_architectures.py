@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from app.settings import Precision
+from tests.instructions import where_it_runs
 from tests.server.architectures import RUNS, cases_of
 from tests.server.requests import share_before_divergence
 
 NUM_PROMPTS = 2
+CASES = [where_it_runs(*run) for run in RUNS]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(line) for line in finished.stdout.splitlines() if line.startswith("["))
 
 
-@pytest.mark.parametrize(("name", "precision"), RUNS)
+@pytest.mark.parametrize(("name", "precision"), CASES)
 def test_adapters_give_what_peft_gives(
     compared: dict[str, Any], name: str, precision: Precision
 ) -> None:
@@ -53,7 +55,7 @@ def test_adapters_give_what_peft_gives(
     assert len(set(texts_by_adapters(expected).values())) == len(cases) / NUM_PROMPTS
 
 
-@pytest.mark.parametrize(("name", "precision"), RUNS)
+@pytest.mark.parametrize(("name", "precision"), CASES)
 def test_where_there_is_room_for_loras_is_known_without_loading(
     compared: dict[str, Any], name: str, precision: Precision
 ) -> None:

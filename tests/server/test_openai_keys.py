@@ -27,6 +27,7 @@ KEYS = [
 MAX_SEQUENCES = 4
 ENDLESS: dict[str, Any] = {"max_tokens": 3000, "extra_body": {"ignore_eos": True}}
 PATIENCE_SECONDS = 30.0
+PLENTY_SECONDS = 300.0
 
 
 class Shared:
@@ -62,6 +63,7 @@ def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with running(
         *("--model", str(tiny_model), "--served-model-name", "tiny", *SMALL),
         *("--keys-file", str(path), "--max-sequences-in-flight", str(MAX_SEQUENCES)),
+        *("--drain-timeout-seconds", str(PLENTY_SECONDS)),
     ) as server:
         yield Shared(server.wait_until_ready(), secrets)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.instructions import needs_int8
+from tests.instructions import where_it_runs
 
 SCRIPT = Path(__file__).with_name("dora_in_vllm.py")
 # The rounding of FP32, and that of two digits of 8 bits.
@@ -19,7 +19,7 @@ TOLERANCES = {"float32": 1e-5, "int8": 1e-3}
 
 
 @pytest.mark.parametrize("kernel", [["torch"], []], ids=["torch", "the best there is"])
-@pytest.mark.parametrize("precision", ["float32", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize("precision", ["float32", where_it_runs("int8")])
 def test_every_token_gets_its_own_magnitudes(precision: str, kernel: list[str]) -> None:
     """Of all kinds of linear layers; slots are taken by one adapter after the other."""
     done = subprocess.run(

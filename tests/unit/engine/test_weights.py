@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.instructions import needs_int8
+from tests.instructions import where_it_runs
 
 SCRIPT = Path(__file__).with_name("weights_in_vllm.py")
 # Bytes of each weight: in linear layers, in the embedding, in the head, elsewhere.
@@ -21,7 +21,7 @@ HELD = {
     ("of FP32", "fp32"): (4, 4, 4, 4),
     ("without a head", "bf16"): (2, 2, 2, 2),
 }
-CASES = [pytest.param(*case, marks=needs_int8) if case[1] == "int8" else case for case in HELD]
+CASES = [where_it_runs(*case) for case in HELD]
 # The scales of INT8, and the cosines of positions.
 SLACK = 1.02
 LARGEST_ERRORS = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 1e-2, "int8": 2e-2}
