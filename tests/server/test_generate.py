@@ -12,6 +12,7 @@ from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.engine.model.default import default_model
+from app.engine.vllm.fork_server import cores_of_worker
 from app.settings import Settings
 from softserve import __version__
 from tests.server.process import ServerProcess
@@ -415,7 +416,7 @@ def test_metrics_hold_the_servers_and_vllms(client: httpx.Client) -> None:
 OF_PYARROW = "jemalloc_bg_thd\n"
 
 
-def test_the_scheduler_is_forked_and_the_worker_bound(server: ServerProcess) -> None:
+def test_scheduler_and_worker_are_forked_and_the_worker_is_bound(server: ServerProcess) -> None:
     """The first from a process without other threads; the second's threads have a core each."""
     fork_server = server.process_named("softserve: fork")
     threads = Path(f"/proc/{fork_server}/task").glob("*/comm")
@@ -423,7 +424,16 @@ def test_the_scheduler_is_forked_and_the_worker_bound(server: ServerProcess) -> 
     assert len(names) == 1
     status = Path(f"/proc/{server.engine_process()}/status").read_text()
     assert f"\nPPid:\t{fork_server}\n" in status
-    assert len(os.sched_getaffinity(server.worker_process())) == 1
+    worker = server.worker_process()
+    assert (
+        Path(f"/proc/{worker}/environ").read_text()
+        == Path(f"/proc/{server.engine_process()}/environ").read_text()
+    ), "what a process was started with outlasts a fork only"
+    cores = [
+        os.sched_getaffinity(int(thread.name)) for thread in Path(f"/proc/{worker}/task").iterdir()
+    ]
+    assert set().union(*cores) == set(cores_of_worker())
+    assert {len(each) for each in cores} == {1}
 
 
 def test_an_engine_argument_reaches_vllm(client: httpx.Client) -> None:

@@ -1,19 +1,24 @@
-"""The engine's scheduler is forked from a process that has imported vLLM meanwhile.
+"""The engine's processes are forked from one that has imported vLLM meanwhile.
 
 On a CPU vLLM starts its scheduler's process anew, and that one the worker: the same import three
-times, one after the other. Here a fork server of Python's imports it for the second while this
-process imports it for itself. The other half is `app.engine.plugin.forking`, inside vLLM.
+times, one after the other. Here a fork server of Python's imports it for both while this process
+imports it for itself. The other half is `app.engine.plugin.forking`, inside vLLM.
 """
 
 import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import forkserver
+from pathlib import Path
 
 from app.engine.vllm.arguments import names_of
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment
 from app.settings import Settings
 
 PRELOADED = "app.engine.plugin.preloaded"
+SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def start_fork_server(settings: Settings) -> None:
@@ -27,7 +32,37 @@ def start_fork_server(settings: Settings) -> None:
     prepare_cpu_environment(eager=True)
     multiprocessing.set_start_method("forkserver", force=True)
     multiprocessing.set_forkserver_preload([PRELOADED])
-    forkserver.ensure_running()
+    with _openmp_variables(cores_of_worker()):
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _openmp_variables(cores: list[int]) -> Iterator[None]:
+    """OpenMP reads when it is loaded, and so before a fork, which thread computes on which core."""
+    before = dict(os.environ)
+    os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def cores_of_worker() -> list[int]:
+    """Where vLLM has a single worker compute: on x86 on the last thread of every physical core.
+
+    Where it decides otherwise, the worker is started anew.
+    """
+    allowed = os.sched_getaffinity(0)
+    return sorted({max(allowed & _threads_beside(cpu)) for cpu in allowed})
+
+
+def _threads_beside(cpu: int) -> set[int]:
+    """The hardware threads of its physical core, itself among them."""
+    path = Path(SIBLINGS.format(cpu))
+    if not path.exists():
+        return {cpu}
+    ends = [each.split("-") for each in path.read_text().strip().split(",")]
+    return {cpu}.union(*(range(int(each[0]), int(each[-1]) + 1) for each in ends))
 
 
 def _is_for_cpu() -> bool:
