@@ -50,8 +50,19 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 Reference = Annotated[Text, Field(min_length=1, max_length=MAX_REFERENCE_LENGTH)]
 
 
-def one_or_more(value: Any) -> Any:
-    return [value] if isinstance(value, str | dict) else value
+def one_or_more(kind: type, what: str) -> BeforeValidator:
+    """Takes one of the kind for a list of one. Another value is told what it must be."""
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, kind):
+            return [value]
+        if not isinstance(value, list):
+            raise PydanticCustomError(
+                "not_one_or_more", "must be {what} or a list of them", {"what": what}
+            )
+        return value
+
+    return BeforeValidator(listed)
 
 
 def one_list_or_more(value: Any) -> Any:
@@ -70,7 +81,7 @@ class OneOrMore:
 
 
 # Not a union: an error would be told once for each of its members.
-StopStrings = Annotated[list[NonEmptyText], BeforeValidator(one_or_more), OneOrMore()]
+StopStrings = Annotated[list[NonEmptyText], one_or_more(str, "a text"), OneOrMore()]
 
 
 Choices = Annotated[list[NonEmptyText], Field(min_length=1)]

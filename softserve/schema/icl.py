@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from softserve.schema.controls import AdapterChoice, SamplingFields, Scheduling
 from softserve.schema.fields import SHOWN_DIGEST, Count, Reference, one_or_more
@@ -31,7 +31,7 @@ TemplateChoice = Annotated[
     Annotated[Reference, Tag(BY_NAME)] | Annotated[Template, Tag(INLINE)],
     Discriminator(_kind),
 ]
-SomeInputs = Annotated[list[Inputs], Field(min_length=1), BeforeValidator(one_or_more)]
+SomeInputs = Annotated[list[Inputs], Field(min_length=1), one_or_more(dict, "an object")]
 
 
 class RenderBody(AdapterChoice, SamplingFields):

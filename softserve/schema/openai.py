@@ -290,7 +290,7 @@ class TemplateFields(Body):
         description="Make the prompts from a template: its name, `name@version`, or a whole one.",
         examples=[SHOWN_TEMPLATE],
     )
-    inputs: Annotated[list[Inputs], Field(min_length=1), BeforeValidator(one_or_more)] | None = (
+    inputs: Annotated[list[Inputs], Field(min_length=1), one_or_more(dict, "an object")] | None = (
         Field(
             None,
             description="The template's inputs by name, where it has several; no `prompt` then.",

@@ -29,7 +29,7 @@ TokenIds = Annotated[list[Count], Field(min_length=1)]
 
 # Not unions: an error would be told once for each of their members.
 Prompts = Annotated[
-    list[NonEmptyText], Field(min_length=1), BeforeValidator(one_or_more), OneOrMore()
+    list[NonEmptyText], Field(min_length=1), one_or_more(str, "a text"), OneOrMore()
 ]
 Conversations = Annotated[
     list[Conversation], Field(min_length=1), BeforeValidator(one_list_or_more), OneOrMore()

@@ -35,6 +35,8 @@ def test_bad_bodies_have_names_of_their_own() -> None:
         ({"colour": 1}, "there is no field colour: GET /docs lists the fields"),
         ({"n": 0}, "n must be greater than or equal to 1, not 0"),
         ({"temperature": "hot"}, "temperature must be a valid number, not 'hot'"),
+        ({"prompt": 5}, "prompt must be a text or a list of them, not 5"),
+        ({"prompt": "a", "stop": True}, "stop must be a text or a list of them, not True"),
         ({"prompt": []}, "prompt is empty: write something in it, or leave it out"),
         ({"prompt": ["a", "b\0"]},
          "prompt[1]: the control character U+0000 at position 1 is not text: remove it"),

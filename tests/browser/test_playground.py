@@ -77,6 +77,15 @@ def test_filters_show_what_they_remove(page: Page) -> None:
     expect(removed).to_have_count(0)
 
 
+def test_on_a_phone_the_chart_stays_in_view_while_a_slider_moves(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    last = slider(page, "top_k")
+    last.scroll_into_view_if_needed()
+    last.press("ArrowRight")
+    expect(last).to_be_in_viewport()
+    expect(page.locator(".distribution tbody tr").first).to_be_in_viewport()
+
+
 def test_what_the_server_refuses_stands_at_its_control(page: Page) -> None:
     control(page, "temperature").fill("3")
     at = page.locator(".control", has=control(page, "temperature"))
@@ -294,6 +303,25 @@ def test_an_adapter_from_upload_to_removal(page: Page, lora: Path) -> None:
     newest = entry.locator(".versions > li", has=page.locator(".live")).locator("code").inner_text()
     entry.get_by_role("button", name=re.compile("Make .* live")).click()
     expect(entry.get_by_role("button", name=f"Make {newest} live")).to_be_visible()
+
+    live = entry.locator(".versions > li", has=page.locator(".live")).locator("code").inner_text()
+    for pointer, body in {
+        "split": {"versions": {live: 3, newest: 1}},
+        "shadow": {"version": newest, "percent": 10},
+    }.items():
+        page.request.post(
+            f"/adapters/intent/{pointer}",
+            data=body,
+            headers={"authorization": f"Bearer {ADMIN_KEY}"},
+            fail_on_status_code=True,
+        )
+        go_to(page, "Adapters")
+        entry.locator("summary").click()
+        shares = entry.locator(".versions > li", has_text="of the requests")
+        if pointer == "split":
+            expect(shares).to_have_count(2)
+            expect(shares.filter(has=page.locator(".live"))).to_contain_text("75%")
+    expect(shares.filter(has_text=newest)).to_contain_text("copies of 10% of the requests")
 
     go_to(page, "Generate", request={"prompt": "Message: I was charged twice.\nIntent:"})
     page.get_by_role("combobox", name="Adapter").fill("intent")

@@ -1,7 +1,7 @@
 /** Adapters: what there is, in which versions; to add, to roll back, to remove. */
 
 import { html, useRef, useState } from "../html.js";
-import { counted, ErrorLine, Field, shown, onValue, submits } from "../parts.js";
+import { counted, ErrorLine, Field, percent, shown, onValue, submits } from "../parts.js";
 import { asServerError, call, upload } from "../server.js";
 
 /**
@@ -82,6 +82,7 @@ function Adapter({ adapter, refresh }) {
               <li key=${each.version}>
                 <code>${shown(each.version)}</code>
                 <span class="help">${detailsOf(each)}</span>
+                ${shareOf(adapter, each.version).map((share) => html`<span>${share}</span>`)}
                 ${
                   each.live
                     ? html`<strong class="live">live</strong>`
@@ -126,6 +127,27 @@ function Adapter({ adapter, refresh }) {
       ${adapter.rejected && html`<p class="error">${adapter.rejected}</p>`}
     </li>
   `;
+}
+
+/**
+ * What a version gets of the name's requests, beside the live one or in its place.
+ * @param {Json} adapter
+ * @param {string} version
+ * @returns {string[]}
+ */
+function shareOf({ split, shadow }, version) {
+  const shares = [];
+  if (split?.versions[version]) {
+    const weights = /** @type {number[]} */ (Object.values(split.versions));
+    const sum = weights.reduce((left, right) => left + right);
+    shares.push(`${percent(split.versions[version] / sum)} of the requests`);
+  }
+  if (shadow?.version === version) {
+    const { compared, equal } = shadow.results;
+    const results = compared ? `: ${equal} of ${counted(compared, "answer")} equal` : "";
+    shares.push(`copies of ${percent(shadow.percent / 100)} of the requests${results}`);
+  }
+  return shares;
 }
 
 /** @param {Json} version */
