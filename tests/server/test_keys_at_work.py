@@ -115,12 +115,15 @@ async def order_of_answers(shared: Shared, asked: list[tuple[str, int]]) -> list
         order.append((key, priority))
 
     async with shared.async_client() as client:
-        # No key gets all of the places: the last one is for another.
-        holders = [
-            asyncio.create_task(shared.ask(client, key, max_new_tokens=LONGEST))
-            for key in ("busy",) * 7 + ("single",)
-        ]
+
+        def hold(key: str) -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(shared.ask(client, key, max_new_tokens=LONGEST))
+
         with shared.client("watch") as watch:
+            holders = [hold("busy") for _ in range(7)]
+            await until(lambda: metric(watch, "softserve_sequences_running") == 7, PLENTY_SECONDS)
+            # No key gets the last place: it is for another, which has to come after the first.
+            holders.append(hold("single"))
             await until(lambda: metric(watch, "softserve_sequences_running") == 8, PLENTY_SECONDS)
             tasks = [asyncio.create_task(ask(client, *each)) for each in asked]
             await until(
