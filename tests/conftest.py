@@ -4,11 +4,19 @@ Those that start a server with an engine come one after the other: two at once w
 memory twice. Of the others, those of a file stay together with its fixtures.
 """
 
+import signal
+
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ON_A_SERVER = ("tests/browser/", "tests/loadtest/test_on_softserve.py", "tests/server/")
+
+
+def pytest_configure() -> None:
+    """A job in a shell's background ignores Ctrl-C, and so would all that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ServersInTurn(LoadScopeScheduling):  # type: ignore[misc]
