@@ -13,8 +13,11 @@ needs_int8 = pytest.mark.skipif(
 )
 
 
-# Without them, oneDNN packs no weights of two bytes.
-has_packed_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# Whether oneDNN packs weights of these types: without instructions for them it does not.
+IS_PACKED = {
+    "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
 
 
 def where_it_runs(*case: Any) -> Any:

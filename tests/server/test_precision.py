@@ -15,7 +15,7 @@ from rich.progress import Progress
 from app.engine.model.default import default_model
 from app.quantization.checkpoint import quantize_checkpoint
 from app.settings import Settings
-from tests.instructions import has_packed_bf16, needs_int8
+from tests.instructions import IS_PACKED, needs_int8
 from tests.server.architectures import round_to_int8
 from tests.server.peft_reference import PeftReference
 from tests.server.process import ServerProcess, running
@@ -161,7 +161,7 @@ def test_an_embedding_is_packed_where_it_is_the_head(tmp_path: Path) -> None:
             weights = client.get("/info").json()["weights"]
 
     plain = 2 * SHAPE["vocab_size"] * HIDDEN_SIZE
-    num_copies = 2 if has_packed_bf16 else 1
+    num_copies = 2 if IS_PACKED["bf16"] else 1
     assert num_copies * plain <= weights["other_bytes"] < (num_copies + 0.5) * plain
 
 

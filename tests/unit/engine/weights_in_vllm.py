@@ -18,6 +18,7 @@ from vllm.model_executor.model_loader import get_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from app.engine.plugin.memory import weight_bytes
+from app.engine.vllm.device import cpu_has_int8
 from app.engine.vllm.engine import engine_config
 from app.engine.vllm.environment import prepare_environment
 from app.engine.vllm.unloaded import ONE_PROCESS, alone
@@ -58,7 +59,11 @@ def main(folder: Path) -> None:
     measured: dict[str, dict[str, dict[str, float]]] = {}
     for name, config in MODELS.items():
         path = make_model(folder / name, **SHAPE, **config)
-        measured[name] = {precision: measure(path, precision) for precision in PRECISIONS[name]}
+        measured[name] = {
+            precision: measure(path, precision)
+            for precision in PRECISIONS[name]
+            if precision != "int8" or cpu_has_int8()
+        }
     with replaced(stock):
         for name in ("tied", "untied"):
             measured[name][BY_VLLM] = measure(folder / name, "bf16")
