@@ -30,6 +30,7 @@ from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_v
 from app.engine.vllm.arguments import check_tool_parser, parse_engine_arguments
 from app.engine.vllm.calls import DIED_MESSAGE, answer_of
 from app.engine.vllm.device import this_device
+from app.engine.vllm.encoder_decoder import encoder_decoder_arguments, is_encoder_decoder
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.engine.vllm.fork_server import start_fork_server
 from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
@@ -121,6 +122,11 @@ class VLLMEngine:
         check_tool_parser(self._settings.tool_parser)
         self._name, folder = find_model(self._settings)
         check_model_folder(folder)
+        if is_encoder_decoder(folder):
+            raise ModelNotLoadable(
+                f"{folder} is an encoder-decoder model, which this version does not serve yet: "
+                "choose a decoder-only model"
+            )
         chosen = choose_format(self._settings.precision, folder, this_device())
         log.info("precision", precision=chosen.precision, made=chosen.made, reason=chosen.reason)
         self._weight_format = chosen
@@ -388,6 +394,11 @@ def engine_arguments(folder: Path, settings: Settings, device: Device) -> dict[s
     if settings.max_virtual_tokens:
         # There is no encoder to profile, and no item that would be worth keeping.
         arguments |= {"skip_mm_profiling": True, "mm_processor_cache_gb": 0}
+    if is_encoder_decoder(folder):
+        arguments |= encoder_decoder_arguments(settings.encoder_window, settings.context_window)
+        if device.is_cpu:
+            # Blocks are gathered whole, used or not.
+            arguments["block_size"] = 32
     kv_cache_gib = settings.kv_cache_gib or (2.0 if device.is_cpu else None)
     if kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)

@@ -1,0 +1,259 @@
+"""Tiny random encoder-decoder models, with adapters, by vLLM and by transformers and PEFT.
+
+    python -m tests.server.encoder_decoder FOLDER
+
+A program of its own, as tests/server/architectures.py is. It prints, a line each, the token ids of
+every case of a model as JSON, and what the engine did meanwhile.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+from app.engine.vllm.device import this_device
+from app.engine.vllm.encoder_decoder import encoder_decoder_input
+from app.engine.vllm.engine import engine_arguments
+from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
+from app.engine.vllm.loras import FIRST_ID
+from app.settings import Settings
+
+VOCABULARY = 256
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "d_model": 64,
+    "d_kv": 32,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "dropout_rate": 0.0,
+}
+GATED = SHAPE | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+# By name: the model's type, and its config. Sizes that transformers or vLLM could take for others.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "flan-t5": ("t5", GATED | {"num_layers": 3, "num_decoder_layers": 2}),
+    "t5": ("t5", SHAPE | {"feed_forward_proj": "relu", "num_heads": 4}),
+    "mt5": ("mt5", GATED | {"relative_attention_num_buckets": 8}),
+}
+# Of every module, of one stack's, and of what looks from one at the other.
+LORAS: dict[str, list[str] | str] = {
+    "all": "all-linear",
+    "encoder": r"encoder\..*\.(q|v|wi_0|wi|wo)",
+    "decoder": r"decoder\..*SelfAttention\.(q|k|o)",
+    "cross": r"decoder\..*EncDecAttention\.(q|k|v|o)",
+}
+SOFT_PROMPTS = {"short": 3, "long": 20}
+LENGTHS = (1, 2, 7, 19, 33, 64, 90)
+# Beyond the first block of the cache, so that there is something to wait for.
+NUM_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request: how many tokens for the encoder and the decoder, and the names of its adapters."""
+
+    length: int
+    num_decoder_tokens: int
+    lora: str | None
+    soft_prompt: str | None
+
+    @property
+    def encoder_ids(self) -> list[int]:
+        """Any tokens but the special ones, other ones for each length, and the end."""
+        return [*((self.length * 37 + 11 * i) % 250 + 3 for i in range(self.length)), 1]
+
+    @property
+    def decoder_ids(self) -> list[int]:
+        return [0, *range(40, 40 + self.num_decoder_tokens)]
+
+
+def cases() -> list[Case]:
+    """Every pair of adapters, with prompts of all lengths among them."""
+    lengths = (LENGTHS[number % len(LENGTHS)] for number in count())
+    pairs = product([None, *LORAS], [None, *SOFT_PROMPTS])
+    return [
+        Case(length, num_decoder_tokens, *pair)
+        for pair in pairs
+        for num_decoder_tokens, length in zip((0, 3), lengths, strict=False)
+    ]
+
+
+def main(folder: Path) -> None:
+    """Print `[NAME, {case: [by vLLM, by transformers]}, number of preemptions]` for each run."""
+    settings = Settings(
+        cache_dir=folder / "cache", kv_cache_gib=0.1, context_window=128, max_lora_rank=8
+    )
+    prepare_environment(settings)
+    prepare_cpu_environment(eager=True)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    register_made_classes()
+    for name in MODELS:
+        expected = by_transformers(name, folder / name)
+        runs: dict[str, dict[str, Any]] = {name: {}}
+        if name == "flan-t5":
+            runs |= {f"{name}, preempted": {"preempt": True}, f"{name}, one by one": {"at_once": 1}}
+        for run, how in runs.items():
+            got, num_preemptions = by_vllm(folder / name, settings, cases(), **how)
+            compared = {str(case): [got[case], expected[case]] for case in got}
+            print(json.dumps([run, compared, num_preemptions]), flush=True)  # noqa: T201
+
+
+def register_made_classes() -> None:
+    """As tests/server/architectures.py: vLLM would start a process for each, to look at it."""
+    from vllm import ModelRegistry
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    for architecture in ("T5ForConditionalGeneration", "MT5ForConditionalGeneration"):
+        ModelRegistry.register_model(
+            architecture, ModelRegistry.models[architecture].load_model_cls()
+        )
+
+
+def by_transformers(name: str, folder: Path) -> dict[Case, list[int]]:
+    """Make the model and its adapters below `folder`, and generate with them, one by one."""
+    import torch
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    base: Any = make_model(name, folder / "model")
+    rows = {}
+    for soft_prompt, length in SOFT_PROMPTS.items():
+        tuning = PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=length)
+        tuned = get_peft_model(deepcopy(base), tuning)
+        tuned.save_pretrained(folder / soft_prompt)
+        rows[soft_prompt] = tuned.get_prompt(batch_size=1)[:, :length].detach()
+    models: dict[str | None, Any] = {None: base}
+    for lora, targets in LORAS.items():
+        lora_config = LoraConfig("SEQ_2_SEQ_LM", r=8, target_modules=targets)
+        models[lora] = get_peft_model(deepcopy(base), lora_config)
+        for parameter_name, weights in models[lora].named_parameters():
+            # PEFT begins with zeros in these.
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(weights, std=0.1)
+        models[lora].save_pretrained(folder / lora, save_embedding_layers=False)
+        models[lora].eval()
+
+    def complete(case: Case) -> list[int]:
+        embeddings = base.get_input_embeddings()(torch.tensor([case.encoder_ids]))
+        if case.soft_prompt is not None:
+            embeddings = torch.cat([rows[case.soft_prompt], embeddings], dim=1)
+        completed = models[case.lora].generate(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(embeddings.shape[:2]),
+            decoder_input_ids=torch.tensor([case.decoder_ids]),
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            num_beams=1,
+        )
+        token_ids: list[int] = completed[0, len(case.decoder_ids) :].tolist()
+        return token_ids
+
+    with torch.inference_mode():
+        return {case: complete(case) for case in cases()}
+
+
+def make_model(name: str, folder: Path) -> Any:
+    """A random model, saved with a tokenizer, which vLLM asks for."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    model_type, config = MODELS[name]
+    model = AutoModelForSeq2SeqLM.from_config(
+        AutoConfig.for_model(model_type, **config), dtype=torch.float32
+    )
+    for parameter_name, weights in model.named_parameters():
+        if "relative_attention_bias" in parameter_name:
+            torch.nn.init.normal_(weights)
+        elif "block" in parameter_name and weights.dim() == 2:
+            # As transformers begins, all prompts end in the same token.
+            weights.data *= 2.5
+    if not config.get("tie_word_embeddings", True):
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCABULARY, config["d_model"]))
+        model.config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    words = WordLevel({f"t{i}": i for i in range(VOCABULARY)})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    tokenizer.eos_token = "t1"  # noqa: S105
+    tokenizer.save_pretrained(folder)
+    return model.eval()
+
+
+def by_vllm(
+    folder: Path,
+    settings: Settings,
+    asked: Sequence[Case],
+    *,
+    preempt: bool = False,
+    at_once: int = 64,
+) -> tuple[dict[Case, list[int]], int]:
+    """The cases' token ids, with so many cases in a batch, and how often one was preempted."""
+    from vllm import EngineArgs, LLMEngine
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    arguments = engine_arguments(folder / "model", settings, this_device())
+    arguments |= {"distributed_executor_backend": "uni", "max_num_seqs": 64}
+    if preempt:
+        # vLLM wants room for an encoder's input of as many tokens.
+        arguments |= {"max_num_batched_tokens": 512, "num_gpu_blocks_override": 24}
+    del arguments["max_logprobs"], arguments["shutdown_timeout"]
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    scheduler = engine.engine_core.engine_core.scheduler
+    counted = Mock(side_effect=scheduler._preempt_request)
+    scheduler._preempt_request = counted
+    got: dict[Case, list[int]] = {}
+    for first in range(0, len(asked), at_once):
+        add_requests(engine, folder, asked[first : first + at_once])
+        got |= finished(engine, asked[first:])
+    del engine
+    cleanup_dist_env_and_memory()
+    return got, counted.call_count
+
+
+def add_requests(engine: Any, folder: Path, asked: Sequence[Case]) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, detokenize=False)
+    for number, case in enumerate(asked):
+        rows = torch.empty(0, SHAPE["d_model"])
+        if case.soft_prompt is not None:
+            tensors = load_file(folder / case.soft_prompt / "adapter_model.safetensors")
+            rows = tensors["prompt_embeddings"][: SOFT_PROMPTS[case.soft_prompt]]
+        lora_id = None if case.lora is None else FIRST_ID + list(LORAS).index(case.lora)
+        engine.add_request(
+            str(number),
+            encoder_decoder_input(case.encoder_ids, case.decoder_ids, rows),
+            params,
+            lora_request=lora_id and LoRARequest(case.lora, lora_id, str(folder / str(case.lora))),
+        )
+
+
+def finished(engine: Any, asked: Sequence[Case]) -> dict[Case, list[int]]:
+    return {
+        asked[int(output.request_id)]: list(output.outputs[0].token_ids)
+        for output in outputs(engine)
+        if output.finished
+    }
+
+
+def outputs(engine: Any) -> Iterator[Any]:
+    while engine.has_unfinished_requests():
+        yield from engine.step()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
