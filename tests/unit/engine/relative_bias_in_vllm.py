@@ -28,5 +28,5 @@ def agree(num_buckets: int, max_distance: int, looks_ahead: bool) -> bool:
 
 
 if __name__ == "__main__":
-    cases = product((8, 32, 64), (20, 128, 512), (False, True))
+    cases = product((8, 32), (20, 128, 512), (False, True))
     sys.stdout.write(json.dumps([[*case, agree(*case)] for case in cases]) + "\n")
