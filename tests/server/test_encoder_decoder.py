@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.encoder_decoder import MODELS, cases
-
-RUNS = [*MODELS, "flan-t5, preempted", "flan-t5, one by one"]
+from tests.server.encoder_decoder import RUNS, cases
+from tests.server.requests import share_before_divergence
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,11 @@ def test_tokens_are_those_of_transformers_and_peft(compared: dict[str, Any], run
     got = {case: by_vllm for case, (by_vllm, _) in by_case.items()}
     expected = {case: by_transformers for case, (_, by_transformers) in by_case.items()}
 
-    assert got == expected
+    if run.endswith(("bf16", "fp16")):
+        # Random models have close seconds.
+        assert share_before_divergence(got.values(), expected.values()) >= 0.6
+    else:
+        assert got == expected
     assert len(got) == len(cases())
     # Two prompts that end alike could have been taken for each other.
     assert len({tuple(token_ids) for token_ids in expected.values()}) >= len(expected) - 1

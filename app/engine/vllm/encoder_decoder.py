@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.errors import ModelNotLoadable
+
 if TYPE_CHECKING:
     import torch
     from vllm.inputs.engine import EncoderDecoderInput
@@ -20,6 +22,8 @@ ENCODER_WINDOW_VARIABLE = "SOFTSERVE_PLUGIN_ENCODER_WINDOW"
 DEFAULT_ENCODER_WINDOW = 512
 # vLLM's own on a CPU: what is encoded in a step, and decoded for new requests.
 MIN_BATCHED_TOKENS = 2048
+# Those of app/engine/plugin/seq2seq.
+ARCHITECTURES = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration")
 
 
 def is_encoder_decoder(folder: Path) -> bool:
@@ -28,9 +32,33 @@ def is_encoder_decoder(folder: Path) -> bool:
     return bool(config.get("is_encoder_decoder", False))
 
 
+def check_served(folder: Path) -> None:
+    """Refuse an encoder-decoder model that cannot be served, with the reason.
+
+    Raises:
+        ModelNotLoadable: its architecture is not known, or what its decoder starts with.
+    """
+    config = json.loads((folder / "config.json").read_bytes())
+    unknown = [name for name in config["architectures"] if name not in ARCHITECTURES]
+    if unknown:
+        raise ModelNotLoadable(
+            f"{folder} is an encoder-decoder model of architecture {unknown[0]}; those that can be "
+            f"served are {' and '.join(ARCHITECTURES)}"
+        )
+    if config.get("decoder_start_token_id") is None:
+        raise ModelNotLoadable(
+            f"{folder / 'config.json'} has no decoder_start_token_id: add the id that the model's "
+            "decoder was trained to start with"
+        )
+
+
 def encoder_decoder_arguments(encoder_window: int, context_window: int | None) -> dict[str, Any]:
     """What vLLM's engine arguments have to be for such a model; windows are in tokens."""
+    # Positions are relative: a longer window than the model was trained with is the operator's to
+    # choose, which vLLM knows by this name.
+    overrides = {"model_max_length": context_window} if context_window else {}
     return {
+        "hf_overrides": overrides,
         # Else a LoRA's rows are counted as the decoder's in both stacks, and the engine dies.
         "enable_tower_connector_lora": True,
         # A prompt, and a decoder's tokens after a preemption, go through in one step.
@@ -41,7 +69,7 @@ def encoder_decoder_arguments(encoder_window: int, context_window: int | None) -
 
 
 def encoder_decoder_input(
-    encoder_ids: list[int], decoder_ids: list[int], rows: "torch.Tensor"
+    encoder_ids: list[int], decoder_ids: list[int], rows: "torch.Tensor | None" = None
 ) -> "EncoderDecoderInput":
     """An engine input: tokens for either stack, and a soft prompt's rows, (any, hidden size)."""
     import torch
@@ -55,6 +83,7 @@ def encoder_decoder_input(
     )
 
     token_ids = torch.tensor(encoder_ids)
+    rows = torch.empty(0) if rows is None else rows
     item = MultiModalKwargsItem(
         {
             name: MultiModalFieldElem(data=data, field=MultiModalBatchedField())

@@ -15,11 +15,8 @@ import vllm
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.v1.attention.backends.registry import register_backend
 
-# By architecture: the module here, and the class in it.
-CLASSES = {
-    "T5ForConditionalGeneration": ("t5", "T5ForConditionalGeneration"),
-    "MT5ForConditionalGeneration": ("t5", "MT5ForConditionalGeneration"),
-}
+from app.engine.vllm.encoder_decoder import ARCHITECTURES
+
 # vLLM keeps what it learned of a class on disk, under its name and the digest of its file.
 _SUFFIX = "_" + vllm.__version__.replace(".", "_")
 
@@ -29,8 +26,8 @@ def register() -> None:
     from app.engine.plugin.seq2seq import encoder_order, relative_attention
 
     register_backend(relative_attention.NAME, f"{relative_attention.__name__}.RelativeBackend")
-    for architecture, (module, name) in CLASSES.items():
-        ModelRegistry.register_model(architecture, f"{__name__}.{module}:{name}{_SUFFIX}")
+    for architecture in ARCHITECTURES:
+        ModelRegistry.register_model(architecture, f"{__name__}.t5:{architecture}{_SUFFIX}")
     encoder_order.register()
 
 

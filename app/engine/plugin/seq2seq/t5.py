@@ -379,7 +379,7 @@ class T5ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA):  
         """Encode inputs: the tokens of each, behind the rows of a soft prompt, (any, d_model)."""
         embedded = self.shared(torch.cat(list(token_ids))).split([len(ids) for ids in token_ids])
         inputs = [
-            torch.cat([virtual.to(tokens), tokens])
+            torch.cat([virtual.to(tokens), tokens]) if len(virtual) else tokens
             for virtual, tokens in zip(rows, embedded, strict=True)
         ]
         lengths = [len(each) for each in inputs]
