@@ -10,20 +10,22 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
+from app.engine.model.precision import DTYPES
 from app.engine.vllm.device import this_device
 from app.engine.vllm.encoder_decoder import encoder_decoder_input
 from app.engine.vllm.engine import engine_arguments
 from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
 from app.engine.vllm.loras import FIRST_ID
 from app.settings import Precision, Settings
-from softserve.schema.adapters import CONFIG_FILE
+from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 VOCABULARY = 256
 SHAPE = {
@@ -58,6 +60,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "mt5": {},
     "large": {},
     "large, in fp16": {"precision": "fp16"},
+    # Without the layers that are in FP32 then.
+    "large, in fp16 alone": {"precision": "fp16"},
 }
 # Of every module, of one stack's, and of what looks from one at the other.
 LORAS: dict[str, list[str] | str] = {
@@ -104,7 +108,11 @@ def cases() -> list[Case]:
 
 
 def main(folder: Path) -> None:
-    """Print `[NAME, {case: [by vLLM, by transformers]}, number of preemptions]` for each run."""
+    """Print `[NAME, {case: [by vLLM, by transformers]}, number of preemptions]` for each run.
+
+    In another precision than FP32, what transformers makes in it of the cases without a LoRA is
+    the last item.
+    """
     settings = Settings(
         cache_dir=folder / "cache", kv_cache_gib=0.1, context_window=128, max_lora_rank=8
     )
@@ -115,9 +123,15 @@ def main(folder: Path) -> None:
     expected = {name: by_transformers(name, folder / name) for name in MODELS}
     for run, how in RUNS.items():
         name = run.partition(",")[0]
-        got, num_preemptions = by_vllm(folder / name, settings, cases(), **how)
+        narrow = patch("app.engine.plugin.seq2seq.t5.wide", lambda dtype: dtype)
+        with narrow if run.endswith("alone") else nullcontext():
+            got, num_preemptions = by_vllm(folder / name, settings, cases(), **how)
         compared = {str(case): [got[case], expected[name][case]] for case in got}
-        print(json.dumps([run, compared, num_preemptions]), flush=True)  # noqa: T201
+        report: list[Any] = [run, compared, num_preemptions]
+        if "precision" in how:
+            rounded = by_transformers_in(how["precision"], folder / name)
+            report += [{str(case): token_ids for case, token_ids in rounded.items()}]
+        print(json.dumps(report), flush=True)  # noqa: T201
 
 
 def register_made_classes() -> None:
@@ -160,23 +174,43 @@ def by_transformers(name: str, folder: Path) -> dict[Case, list[int]]:
         saved.write_text(json.dumps(json.loads(saved.read_text()) | {"use_dora": False}))
         models[lora].eval()
 
-    def complete(case: Case) -> list[int]:
-        embeddings = base.get_input_embeddings()(torch.tensor([case.encoder_ids]))
-        if case.soft_prompt is not None:
-            embeddings = torch.cat([rows[case.soft_prompt], embeddings], dim=1)
-        completed = models[case.lora].generate(
-            inputs_embeds=embeddings,
-            attention_mask=torch.ones(embeddings.shape[:2]),
-            decoder_input_ids=torch.tensor([case.decoder_ids]),
-            max_new_tokens=NUM_TOKENS,
-            do_sample=False,
-            num_beams=1,
-        )
-        token_ids: list[int] = completed[0, len(case.decoder_ids) :].tolist()
-        return token_ids
-
     with torch.inference_mode():
-        return {case: complete(case) for case in cases()}
+        return {case: complete(models[case.lora], rows, case) for case in cases()}
+
+
+def by_transformers_in(precision: Precision, folder: Path) -> dict[Case, list[int]]:
+    """The cases without a LoRA, by the model that `by_transformers` has made, in a precision."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSeq2SeqLM
+
+    dtype = getattr(torch, DTYPES[precision])
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "model", dtype=dtype)
+    rows = {
+        name: load_file(folder / name / WEIGHTS_FILE)["prompt_embeddings"][None, :length].to(dtype)
+        for name, length in SOFT_PROMPTS.items()
+    }
+    with torch.inference_mode():
+        return {case: complete(model, rows, case) for case in cases() if case.lora is None}
+
+
+def complete(model: Any, rows: dict[str, Any], case: Case) -> list[int]:
+    """`rows` are the soft prompts', of (1, virtual tokens, width)."""
+    import torch
+
+    embeddings = model.get_input_embeddings()(torch.tensor([case.encoder_ids]))
+    if case.soft_prompt is not None:
+        embeddings = torch.cat([rows[case.soft_prompt], embeddings], dim=1)
+    completed = model.generate(
+        inputs_embeds=embeddings,
+        attention_mask=torch.ones(embeddings.shape[:2]),
+        decoder_input_ids=torch.tensor([case.decoder_ids]),
+        max_new_tokens=NUM_TOKENS,
+        do_sample=False,
+        num_beams=1,
+    )
+    token_ids: list[int] = completed[0, len(case.decoder_ids) :].tolist()
+    return token_ids
 
 
 def make_model(name: str, folder: Path) -> Any:
@@ -252,7 +286,7 @@ def add_requests(engine: Any, folder: Path, asked: Sequence[Case]) -> None:
     for number, case in enumerate(asked):
         rows = None
         if case.soft_prompt is not None:
-            tensors = load_file(folder / case.soft_prompt / "adapter_model.safetensors")
+            tensors = load_file(folder / case.soft_prompt / WEIGHTS_FILE)
             rows = tensors["prompt_embeddings"][: SOFT_PROMPTS[case.soft_prompt]]
         lora_id = None if case.lora is None else FIRST_ID + list(LORAS).index(case.lora)
         engine.add_request(

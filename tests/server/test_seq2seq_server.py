@@ -1,5 +1,7 @@
 """A server of an encoder-decoder model, as FLAN-T5: beside transformers and PEFT, and refusals."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from softserve.schema.checks import CheckReport
 from tests.server.process import running
 from tests.server.requests import add_adapter, generate, put_adapter, stream, text_of
 from tests.server.tiny_models import make_t5
@@ -277,3 +280,24 @@ def test_openais_protocol_is_refused(client: httpx.Client, path: str, body: dict
     response = client.post(path, json=body | {"model": model})
     assert response.is_client_error
     assert "OpenAI's protocol is not spoken with encoder-decoder models" in response.text
+
+
+def test_adapter_check_says_what_a_server_says(folder: Path, tmp_path: Path) -> None:
+    """And, by PEFT itself, that tokens are equal."""
+    save_lora(tmp_path / "lora", folder, ["q", "v", "wo"])
+    command = Path(sys.executable).with_name("softserve")
+    options: list[str | Path] = ["--kv-cache-gib", "0.1", "--prompt", PROMPTS[0], "--json"]
+    options += ["--model", folder, "--against-peft"]
+    checked = subprocess.run(
+        [command, "adapter", "check", tmp_path / "lora", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+    report = CheckReport.model_validate_json(checked.stdout)
+
+    assert report.verdict == "taken"
+    assert report.against_peft is not None
+    assert report.against_peft.equal
+    assert report.against_peft.warning is None
