@@ -286,7 +286,7 @@ def test_adapter_check_says_what_a_server_says(folder: Path, tmp_path: Path) -> 
     """And, by PEFT itself, that tokens are equal."""
     save_lora(tmp_path / "lora", folder, ["q", "v", "wo"])
     command = Path(sys.executable).with_name("softserve")
-    options: list[str | Path] = ["--kv-cache-gib", "0.1", "--prompt", PROMPTS[0], "--json"]
+    options: list[str | Path] = ["--prompt", PROMPTS[0], "--json"]
     options += ["--model", folder, "--against-peft"]
     checked = subprocess.run(
         [command, "adapter", "check", tmp_path / "lora", *options],
