@@ -7,6 +7,8 @@ decoding echoes the prompt, and random sampling strays from it. Penalties change
 With adapters it echoes their digests first: a completion shows which versions it was made with.
 Only a LoRA whose matrices B are zero changes nothing, as in any model.
 
+With tokens that its decoder starts with, it echoes these before the prompt, and a colon.
+
 With a structure it echoes that in place of the prompt, of `choice` the first text: a completion
 shows that it was asked for. It refuses a regular expression that Python refuses.
 """
@@ -72,6 +74,7 @@ class FakeEngine:
         context_window: int = 256,
         has_chat_template: bool = True,
         schedules_by_priority: bool = False,
+        encoder_window: int | None = None,
     ) -> None:
         self._info = EngineInfo(
             model="echo",
@@ -87,6 +90,7 @@ class FakeEngine:
             lora_kernel=None,
             engine="fake",
             engine_version="1",
+            encoder_window=encoder_window,
         )
         self._has_chat_template = has_chat_template
         self._may_start = asyncio.Event()
@@ -312,7 +316,8 @@ class FakeEngine:
             marks.append(adapter_mark(prompt.lora))
         if prompt.soft_prompt is not None:
             marks.append(adapter_mark(prompt.soft_prompt, prompt.task))
-        return [*"".join(marks).encode(), *(_said(structure) or prompt.token_ids)]
+        start = [*prompt.decoder_ids, *b":"] if prompt.decoder_ids else []
+        return [*"".join(marks).encode(), *start, *(_said(structure) or prompt.token_ids)]
 
     async def _go_on(
         self, num_chunks: int, permission: asyncio.Event, aborted: asyncio.Event | None = None
@@ -411,7 +416,7 @@ class Completion:
             index=self._index,
             text=text,
             token_ids=token_ids,
-            num_prompt_tokens=len(self._prompt.token_ids),
+            num_prompt_tokens=self._prompt.num_tokens,
             num_cached_tokens=0,
             queue_seconds=0.0,
             logprobs=logprobs if self._decoding.logprobs is not None else (),

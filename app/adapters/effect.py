@@ -88,11 +88,13 @@ class Probe:
     async def _prompt(self, version: AdapterVersion) -> Prompt:
         """The probe, with a version: of several tasks the first, and behind it what it trained."""
         num_virtual_tokens = version.num_virtual_tokens or 0
-        room = self._engine.info.context_window - num_virtual_tokens - 1
+        info = self._engine.info
+        # One more is for the token behind it, unless the encoder has the prompt alone.
+        room = info.prompt_window - num_virtual_tokens - (info.encoder_window is None)
         if room < 1:
             raise AdapterRejected(
                 f"its {num_virtual_tokens:,} virtual tokens leave no room for a prompt in the "
-                f"context window of {self._engine.info.context_window:,}: train with fewer"
+                f"context window of {info.prompt_window:,}: train with fewer"
             )
         trained = version.trained_tokens[:MAX_TRAINED_TOKENS]
         token_ids = [*await self._engine.tokenize(PROBE_TEXT), *trained][-room:]

@@ -75,12 +75,14 @@ def _settings(adapter: Admitted, settings: Settings, prompts: Sequence[str]) -> 
     exact = settings.precision == "auto" and not is_quantized
     # No tokenizer makes more tokens than there are bytes.
     longest = max(len(prompt.encode()) for prompt in prompts) + MARGIN
-    wanted = longest + (adapter.version.num_virtual_tokens or 0) + NUM_TOKENS
+    num_virtual = adapter.version.num_virtual_tokens or 0
+    wanted = longest + num_virtual + NUM_TOKENS
     context_window = min(max(wanted, MIN_CONTEXT_WINDOW), adapter.model.context_window)
     return settings.model_copy(
         update={
             "precision": "fp32" if exact else settings.precision,
             "context_window": context_window,
+            "encoder_window": max(settings.encoder_window, longest + num_virtual),
             "kv_cache_gib": settings.kv_cache_gib or KV_CACHE_GIB,
             "max_loras": min(settings.max_loras, 1),
             "max_loaded_adapters": 1,

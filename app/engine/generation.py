@@ -128,7 +128,8 @@ PromptSource = str | Chat | list[int]
 class GenerationRequest:
     """What a client asks: `n` completions for every prompt, whatever the prompts are made from.
 
-    `prompt_field` is the field that they come from.
+    `prompt_field` is the field that they come from. `decoder_prompt` is what the decoder of an
+    encoder-decoder model starts with, for every prompt.
     `logprobs` is the number of most likely tokens to report per position (None: report nothing).
     `adapter` and `soft_prompt` are each a name, or `name@version`, the second also with `#task`.
     Requests of one `session` get the same version of a name that several share. `timeout_seconds`
@@ -145,6 +146,7 @@ class GenerationRequest:
     timeout_seconds: float | None = None
     priority: int = 0
     prompt_field: str = "prompt"
+    decoder_prompt: str | None = None
 
     @property
     def num_sequences(self) -> int:

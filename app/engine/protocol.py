@@ -37,7 +37,8 @@ class EngineInfo:
     `max_running_sequences` completions are generated at a time; `schedules_by_priority` is whether
     the more important ones go first, and `pauses_completions` whether `pause` is understood.
     `lora_kernel` is what multiplies with LoRAs on a CPU, `native` or `torch`; None elsewhere, and
-    without LoRAs.
+    without LoRAs. An encoder-decoder model has an `encoder_window` for prompts and their soft
+    prompts, and its `context_window` is the decoder's; of others it is None.
     """
 
     model: str
@@ -53,6 +54,12 @@ class EngineInfo:
     lora_kernel: str | None
     engine: str
     engine_version: str
+    encoder_window: int | None = None
+
+    @property
+    def prompt_window(self) -> int:
+        """The most tokens of a prompt and its soft prompt, if nothing were generated."""
+        return self.context_window if self.encoder_window is None else self.encoder_window
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,8 @@ class Architecture:
     with which copies of them are compared. `unadapted` are those of the modules to
     which the engine adds no LoRA. `tied` has, by a head's name, the embedding whose weights it has.
     `fused` has, by the name of a module that is several in other models, how many of its rows are
-    which one's, in their order; only where that order is known.
+    which one's, in their order; only where that order is known. With `has_encoder` it is an
+    encoder-decoder model.
     """
 
     names: frozenset[str]
@@ -86,6 +94,7 @@ class Architecture:
     unadapted: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    has_encoder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,8 @@ class Prompt:
     """A tokenized prompt, its index in the request, and the digests of its loaded adapters.
 
     `num_virtual_tokens` is the soft prompt's; they come before the prompt's own. `task` is which of
-    its tasks, where it has several; no KV cache of another task is ever reused.
+    its tasks, where it has several; no KV cache of another task is ever reused. `decoder_ids` are
+    what the decoder of an encoder-decoder model starts with, behind the token that starts them all.
     """
 
     index: int
@@ -114,6 +124,12 @@ class Prompt:
     soft_prompt: str | None = None
     num_virtual_tokens: int = 0
     task: int | None = None
+    decoder_ids: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Those that were asked for, wherever they go."""
+        return len(self.token_ids) + len(self.decoder_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,12 +79,14 @@ def _follow_and_send(
     end_with_parent()
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+    has_encoder = getattr(AutoConfig.from_pretrained(model), "is_encoder_decoder", False)
+    kind = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
+    base = kind.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
     base.eval()
     without = [_choices(base, replace(each, task=None)) for each in completions]
     adapted = PeftModel.from_pretrained(base, adapter).to(device)
@@ -95,14 +97,22 @@ def _follow_and_send(
 def _choices(model: Any, completed: Completed) -> list[Choice]:
     import torch
 
-    text = torch.tensor([[*completed.prompt_ids, *completed.token_ids]], device=model.device)
     length = len(completed.token_ids)
+    if getattr(model.config, "is_encoder_decoder", False):
+        # It generates behind a token that starts them all.
+        start = model.config.decoder_start_token_id
+        text = torch.tensor([[start, *completed.token_ids]], device=model.device)
+        prompt = torch.tensor([completed.prompt_ids], device=model.device)
+        inputs = {"input_ids": prompt, "decoder_input_ids": text[:, :-1]}
+    else:
+        text = torch.tensor([[*completed.prompt_ids, *completed.token_ids]], device=model.device)
+        inputs = {"input_ids": text[:, :-1]}
     of_task = {}
     if completed.task is not None:
         of_task["task_ids"] = torch.tensor([completed.task], device=model.device)
     with torch.inference_mode():
         # PEFT puts rows in front of some, so that positions count from the end.
-        logits = model(input_ids=text[:, :-1], use_cache=False, **of_task).logits[0, -length:]
+        logits = model(**inputs, use_cache=False, **of_task).logits[0, -length:]
     logprobs = logits.float().log_softmax(dim=-1)
     best, token_ids = logprobs.max(dim=-1)
     of_text = logprobs.gather(1, text[0, -length:, None])[:, 0]

@@ -153,7 +153,7 @@ def rendered_prompts(few_shot: FewShotPrompts) -> list[RenderedPrompt]:
 def _prompt_fields(few_shot: FewShotPrompts, prompt: FewShotPrompt) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "prompt_index": prompt.prompt.index,
-        "prompt_tokens": len(prompt.prompt.token_ids),
+        "prompt_tokens": prompt.prompt.num_tokens,
         "virtual_tokens": prompt.prompt.num_virtual_tokens,
         "shots": len(prompt.shown),
         "num_dropped": len(prompt.dropped),

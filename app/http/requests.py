@@ -113,6 +113,7 @@ def generation_request(body: GenerateBody, request: Request, num_prompts: int) -
         soft_prompt=body.soft_prompt,
         timeout_seconds=body.timeout_seconds,
         priority=body.priority,
+        decoder_prompt=body.decoder_prompt,
     )
 
 
@@ -126,6 +127,7 @@ def inspection_request(body: InspectBody, request: Request) -> GenerationRequest
         sampling=resolve_sampling(**body.sampling_given(), max_new_tokens=1),
         adapter=body.adapter,
         soft_prompt=body.soft_prompt,
+        decoder_prompt=body.decoder_prompt,
     )
 
 

@@ -50,7 +50,7 @@ def _never_begun(prompt: Prompt, index: int) -> GenerationChunk:
         index=index,
         text="",
         token_ids=(),
-        num_prompt_tokens=len(prompt.token_ids),
+        num_prompt_tokens=prompt.num_tokens,
         num_cached_tokens=0,
         queue_seconds=0.0,
         finish_reason="timeout",

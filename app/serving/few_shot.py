@@ -37,6 +37,8 @@ from softserve.schema.templates import Example, Inputs, Selection, Shots, Templa
 # One idea with several fields: a request that gives one of them replaces a template's of them all.
 RANDOM_SAMPLING = {"temperature", *FILTERS, "seed", "n"}
 GROUPS = (RANDOM_SAMPLING, {*STRUCTURES})
+# Stands for the token that the engine starts a decoder with.
+DECODER_START = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,9 @@ class FewShot:
         which = f"the prompt of {_which(index, plan.asked)}"
         await check_can_fit(self._engine, without_shots, which, "inputs")
         num_behind = await self._num_behind(draft, plan.request.sampling.max_new_tokens)
-        room = self._engine.info.context_window - adapters.num_virtual_tokens - num_behind
+        info = self._engine.info
+        behind = num_behind if info.encoder_window is None else 0
+        room = info.prompt_window - adapters.num_virtual_tokens - behind
         num_shots, token_ids = await most_shots_that_fit(len(draft.chosen), tokens, room)
         if (excess := len(token_ids) - room) > 0:
             raise self._too_long(plan, adapters, index, len(token_ids), excess)
@@ -252,6 +256,13 @@ class FewShot:
         self, plan: Plan, adapters: Adapters, index: int, num_tokens: int, excess: int
     ) -> ContextWindowExceeded:
         num_virtual = adapters.num_virtual_tokens
+        if (window := self._engine.info.encoder_window) is not None:
+            return ContextWindowExceeded(
+                f"{_which(index, plan.asked)} with zero shots make a prompt of {num_tokens:,} "
+                f"tokens, its soft prompt has {num_virtual:,}; the encoder's window is "
+                f"{window:,}: shorten the inputs by {excess:,} tokens",
+                param="inputs",
+            )
         return ContextWindowExceeded(
             f"{_which(index, plan.asked)} with zero shots make a prompt of {num_tokens:,} tokens"
             + (f", its soft prompt has {num_virtual:,}" if num_virtual else "")
@@ -271,20 +282,37 @@ class FewShot:
         return replace(fitted, prompts=prompts)
 
     async def _score(self, plan: Plan, admitted: Admitted, prompt: FewShotPrompt) -> FewShotPrompt:
-        with_special_tokens = not plan.template.compiled.template.use_chat_template
-        sequences = [
-            await self._engine.tokenize(prompt.text + each, add_special_tokens=with_special_tokens)
-            for each in prompt.continuations
-        ]
+        labels = plan.template.compiled.template.labels
+        has_encoder = self._engine.info.encoder_window is not None
+        sequences = await (self._decoded if has_encoder else self._continued)(plan, prompt)
         numbers = count()
 
         async def next_token_logprobs(token_ids: list[int]) -> NDArray[np.float32]:
             request_id = f"{plan.request.request_id}-label-{prompt.prompt.index}"
-            asked = prompt_of(next(numbers), token_ids, admitted.adapters)
+            index = next(numbers)
+            asked = (
+                prompt_of(index, prompt.prompt.token_ids, admitted.adapters, tuple(token_ids[1:]))
+                if has_encoder
+                else prompt_of(index, token_ids, admitted.adapters)
+            )
             return await self._service.score(request_id, asked, admitted)
 
-        labels = plan.template.compiled.template.labels
         return replace(prompt, labels=await score_labels(labels, sequences, next_token_logprobs))
+
+    async def _continued(self, plan: Plan, prompt: FewShotPrompt) -> list[list[int]]:
+        """The tokens of the prompt with each label behind it."""
+        with_special_tokens = not plan.template.compiled.template.use_chat_template
+        return [
+            await self._engine.tokenize(prompt.text + each, add_special_tokens=with_special_tokens)
+            for each in prompt.continuations
+        ]
+
+    async def _decoded(self, plan: Plan, prompt: FewShotPrompt) -> list[list[int]]:
+        """What a decoder makes for each label: the token that it starts with, label and end."""
+        return [
+            [DECODER_START, *await self._engine.tokenize(each.lstrip())]
+            for each in prompt.continuations
+        ]
 
 
 def _draft(plan: Plan, inputs: Inputs) -> _Draft:

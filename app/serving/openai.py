@@ -73,6 +73,7 @@ class OpenAIService:
         Raises as `Service.generate`, `FewShot.generate`, and `adapters_of`.
         """
         self._service.check_serving()
+        self._check_has_no_encoder()
         named = self.adapters_of(caller, asked.model)
         plan = None if asked.template is None else await self._plan(caller, asked, named)
         request = self._request(asked, named) if plan is None else plan.request
@@ -94,6 +95,14 @@ class OpenAIService:
 
             async with aclosing(run.items(work)) as pieces:
                 yield Generation(request, model, admitted.adapters, admitted.ledger, pieces)
+
+    def _check_has_no_encoder(self) -> None:
+        if self._engine.info.encoder_window is not None:
+            raise InvalidRequest(
+                "OpenAI's protocol is not spoken with encoder-decoder models: send the prompt to "
+                "POST /generate",
+                param="model",
+            )
 
     def adapters_of(self, caller: Caller, model: str | None) -> dict[str, str]:
         """The adapters that the name of a model stands for, by the fields that take them.
@@ -151,12 +160,14 @@ class OpenAIService:
     async def tokenize(self, caller: Caller, model: str | None, fields: Mapping[str, Any]) -> bytes:
         """The tokens of a text or of messages: all models have one tokenizer."""
         self._service.check_serving()
+        self._check_has_no_encoder()
         self.adapters_of(caller, model)
         return await self._engine.openai.tokenize(fields)
 
     async def detokenize(self, caller: Caller, model: str | None, token_ids: list[int]) -> bytes:
         """The text of tokens."""
         self._service.check_serving()
+        self._check_has_no_encoder()
         self.adapters_of(caller, model)
         return await self._engine.openai.detokenize(token_ids)
 

@@ -46,16 +46,19 @@ async def tokenize_exact(engine: Engine, exact: str, source: str | Chat) -> list
 
 async def check_can_fit(engine: Engine, text: str, which: str, param: str) -> None:
     """Raises `ContextWindowExceeded` where it is certain before the text is tokenized."""
-    window = engine.info.context_window
+    window = engine.info.prompt_window
+    whose = "the context window" if engine.info.encoder_window is None else "the encoder's window"
     if (excess := await engine.fewest_tokens(text) - window) > 0:
         raise ContextWindowExceeded(
-            f"{which} has {window + excess:,} tokens or more; the context window is {window:,}: "
+            f"{which} has {window + excess:,} tokens or more; {whose} is {window:,}: "
             f"shorten the {param} by at least {excess:,} tokens",
             param=param,
         )
 
 
-def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
+def prompt_of(
+    index: int, token_ids: list[int], adapters: Adapters, decoder_ids: tuple[int, ...] = ()
+) -> Prompt:
     """A prompt for the engine, with the adapters that the request holds."""
     return Prompt(
         index,
@@ -64,4 +67,5 @@ def prompt_of(index: int, token_ids: list[int], adapters: Adapters) -> Prompt:
         soft_prompt=adapters.soft_prompt_digest,
         num_virtual_tokens=adapters.num_virtual_tokens,
         task=adapters.task,
+        decoder_ids=decoder_ids,
     )

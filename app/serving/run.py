@@ -126,12 +126,12 @@ class Run(Generic[T]):
         asked_at = time.perf_counter()
         ticket = self._admitted.ticket
         try:
-            async with waiting, ticket.place(num_sequences, len(prompt.token_ids)) as place:
+            async with waiting, ticket.place(num_sequences, prompt.num_tokens) as place:
                 waiting.reschedule(None)
                 self._admitted.begin()
                 self._admitted.ledger.has_turn(prompt.index, time.perf_counter() - asked_at)
                 self._prompts.add(prompt.index)
-                place.spend(len(prompt.token_ids))
+                place.spend(prompt.num_tokens)
                 yield Turn(self, prompt, place)
         except TimeoutError as error:
             if not waiting.expired():

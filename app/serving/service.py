@@ -145,6 +145,7 @@ class Service:
             self.metrics.requests_in_flight.track_inprogress(),
             closing(Ledger(self.metrics, self.book, caller)) as ledger,
         ):
+            self._check_decoder_prompt(request)
             self._check_top_k(request.sampling)
             self._check_stop(request.sampling)
             try:
@@ -175,7 +176,7 @@ class Service:
         """The chunks of a request that is admitted, as they come. Raises as `generate` does."""
         self.check_fit(prompts, request)
         admitted.ledger.begin_generation(self.engine.info.model, request.sampling)
-        admitted.ticket.know_prompt_tokens(sum(len(prompt.token_ids) for prompt in prompts))
+        admitted.ticket.know_prompt_tokens(sum(prompt.num_tokens for prompt in prompts))
         run: Run[GenerationChunk] = self.run(request, admitted)
         completing = run.items(Completing(self.engine, request, prompts, run))
         running = self.shadowing.follow(request, completing, admitted.ledger, copies)
@@ -222,7 +223,10 @@ class Service:
 
         lora, soft_prompt = reference(adapters.lora), reference(adapters.soft_prompt)
         async with self.registry.lease(lora, soft_prompt, spare=True) as held:
-            again = [prompt_of(prompt.index, prompt.token_ids, held) for prompt in prompts]
+            again = [
+                prompt_of(prompt.index, prompt.token_ids, held, prompt.decoder_ids)
+                for prompt in prompts
+            ]
             self.check_fit(again, request)
             yield Again(request.sampling, again)
 
@@ -230,7 +234,7 @@ class Service:
         self, request_id: str, prompt: Prompt, admitted: Admitted
     ) -> NDArray[np.float32]:
         """The log probabilities after a prompt of a request that is admitted, of (vocabulary,)."""
-        async with admitted.ticket.place(1, len(prompt.token_ids)):
+        async with admitted.ticket.place(1, prompt.num_tokens):
             return await self.engine.next_token_logprobs(request_id, prompt)
 
     def check_serving(self) -> None:
@@ -251,12 +255,16 @@ class Service:
         adapters: Adapters,
     ) -> Prompt:
         which = _which(index, request)
+        decoder_ids: tuple[int, ...] = ()
+        if (start := request.decoder_prompt) is not None:
+            decoder_ids = tuple(await self.engine.tokenize(start, add_special_tokens=False))
         if isinstance(source, list):
             self._check_token_ids(source, which)
-            return prompt_of(index, source, adapters)
+            return prompt_of(index, source, adapters, decoder_ids)
         text = await exact_text(self.engine, source)
         await check_can_fit(self.engine, text, which, request.prompt_field)
-        return prompt_of(index, await tokenize_exact(self.engine, text, source), adapters)
+        token_ids = await tokenize_exact(self.engine, text, source)
+        return prompt_of(index, token_ids, adapters, decoder_ids)
 
     def _deadline(self, request: GenerationRequest) -> float | None:
         seconds = request.timeout_seconds or self.settings.max_timeout_seconds
@@ -306,6 +314,10 @@ class Service:
                 f"{which} has no tokens: write something in it", param=request.prompt_field
             )
         num_tokens = len(prompt.token_ids) + num_virtual
+        if (encoder_window := self.engine.info.encoder_window) is not None:
+            self._check_fits_encoder(prompt, request, encoder_window)
+            self._check_fits_decoder(prompt, request)
+            return
         if (excess := num_tokens + max_new_tokens - window) > 0:
             can_be_shortened = excess < len(prompt.token_ids)
             room = window - num_tokens
@@ -318,6 +330,38 @@ class Service:
                 + f" and max_new_tokens is {max_new_tokens:,}; "
                 f"the context window is {window:,}: {', or '.join(cures) or both}",
                 param=request.prompt_field if can_be_shortened else "max_new_tokens",
+            )
+
+    def _check_fits_encoder(self, prompt: Prompt, request: GenerationRequest, window: int) -> None:
+        num_tokens, num_virtual = len(prompt.token_ids), prompt.num_virtual_tokens
+        if (excess := num_tokens + num_virtual - window) > 0:
+            raise ContextWindowExceeded(
+                f"{_which(prompt.index, request)} has {num_tokens:,} tokens"
+                + (f" and its soft prompt {num_virtual:,}" if num_virtual else "")
+                + f"; the encoder's window is {window:,}: shorten the prompt by {excess:,} tokens, "
+                "or start the server with a larger --encoder-window",
+                param=request.prompt_field,
+            )
+
+    def _check_fits_decoder(self, prompt: Prompt, request: GenerationRequest) -> None:
+        window, max_new_tokens = self.engine.info.context_window, request.sampling.max_new_tokens
+        # It starts with a token of its own.
+        room = window - 1 - len(prompt.decoder_ids)
+        if max_new_tokens > room:
+            has = f"decoder_prompt has {len(prompt.decoder_ids):,} tokens, "
+            cure = f"lower max_new_tokens to {room:,}" if room > 0 else "shorten decoder_prompt"
+            raise ContextWindowExceeded(
+                f"{has if prompt.decoder_ids else ''}max_new_tokens is {max_new_tokens:,} and the "
+                f"decoder starts with a token of its own; its context window is {window:,}: {cure}",
+                param="max_new_tokens" if room > 0 else "decoder_prompt",
+            )
+
+    def _check_decoder_prompt(self, request: GenerationRequest) -> None:
+        if request.decoder_prompt is not None and self.engine.info.encoder_window is None:
+            raise InvalidRequest(
+                "decoder_prompt is for encoder-decoder models, and this one has no encoder: put it "
+                "at the end of the prompt",
+                param="decoder_prompt",
             )
 
     def _check_token_ids(self, token_ids: Sequence[int], which: str) -> None:

@@ -54,7 +54,7 @@ class Again:
     @property
     def num_tokens(self) -> int:
         """At most."""
-        prompts = sum(len(prompt.token_ids) for prompt in self.prompts)
+        prompts = sum(prompt.num_tokens for prompt in self.prompts)
         return prompts + self.num_sequences * self.sampling.max_new_tokens
 
 

@@ -36,6 +36,9 @@ class Warming:
         Of a split, those of each version. It is a help, not a promise: the reason why it fails is
         logged.
         """
+        if self._engine.info.encoder_window is not None:
+            # What an encoder makes of a prompt's beginning depends on the rest.
+            return
         record = self._templates.names.store.record(name)
         for digest in sorted(record.served) if record is not None else ():
             await self._warm(name, digest)

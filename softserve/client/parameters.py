@@ -46,6 +46,7 @@ class SamplingParameters(FilterParameters, total=False):
 class ChatParameters(TypedDict, total=False):
     use_chat_template: bool
     system: str | None
+    decoder_prompt: str | None
 
 
 class AnswerParameters(TypedDict, total=False):

@@ -30,6 +30,12 @@ class PromptControls(Body):
         description="The system message; only with `use_chat_template`.",
         examples=["You answer in one sentence."],
     )
+    decoder_prompt: NonEmptyText | None = Field(
+        None,
+        description="Of an encoder-decoder model, whose encoder has the prompt: what its decoder "
+        "starts with, and is not in the answer.",
+        examples=["Summary:"],
+    )
 
 
 class AdapterChoice(Body):

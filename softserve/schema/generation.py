@@ -130,7 +130,9 @@ class UsageOut(BaseModel):
     """Token counts of the whole request; a prompt counts once, whatever n is."""
 
     prompt_tokens: int = Field(
-        description="Tokens of all prompts, without a soft prompt's.", examples=[37]
+        description="Tokens of all prompts, without a soft prompt's; of an encoder-decoder model, "
+        "those that its decoder starts with as well.",
+        examples=[37],
     )
     virtual_tokens: int = Field(
         description="Virtual tokens of the soft prompt, counted with every prompt.", examples=[0]

@@ -73,7 +73,16 @@ class ModelInfo(BaseModel):
     )
     weights: WeightsOut = Field(description="How the weights are held.")
     kv_cache_bytes: int = Field(description="Bytes of the KV cache.", examples=[2_147_483_648])
-    context_window: int = Field(description="Tokens in prompt and completion.", examples=[8192])
+    context_window: int = Field(
+        description="Tokens in prompt and completion; of an encoder-decoder model, those of its "
+        "decoder.",
+        examples=[8192],
+    )
+    encoder_window: int | None = Field(
+        None,
+        description="Of an encoder-decoder model: tokens in a prompt and its soft prompt.",
+        examples=[None],
+    )
     vocabulary_size: int = Field(description="Tokens that it knows.", examples=[49152])
     max_running_sequences: int = Field(
         description="Completions that the engine generates at a time; the others wait.",

@@ -46,3 +46,66 @@ def make_model(folder: Path, model_type: str, **config: Any) -> Path:
     for file in default_model(Settings().cache_dir, Progress(disable=True)).glob("tokenizer*"):
         shutil.copy(file, folder)
     return folder
+
+
+SENTENCES = [
+    f"{who} {does} {what} {where}."
+    for who in ("The old dog", "A small cat", "My neighbour", "The river", "Every teacher", "She")
+    for does in ("likes", "watches", "finds", "remembers", "never sees", "carries")
+    for what in ("the house", "green apples", "a long story", "the morning rain", "nothing new")
+    for where in ("in the garden", "near Paris", "behind the mountain", "at school", "today")
+]
+T5_PIECES, T5_SENTINELS = 64, 10
+
+
+def make_t5(folder: Path) -> Path:
+    """An encoder-decoder model as FLAN-T5, with a SentencePiece tokenizer that is trained here."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "t5",
+        vocab_size=T5_PIECES + T5_SENTINELS,
+        d_model=HIDDEN_SIZE,
+        d_kv=32,
+        d_ff=128,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        # Fewer than a server of it is asked for.
+        n_positions=32,
+    )
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    for name, weights in model.named_parameters():
+        if "relative_attention_bias" in name:
+            torch.nn.init.normal_(weights)
+        elif "block" in name and weights.dim() == 2:
+            # As transformers begins, all prompts end in the same token.
+            weights.data *= 2.5
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, HIDDEN_SIZE))
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    _save_sentence_pieces(folder)
+    return folder
+
+
+def _save_sentence_pieces(folder: Path) -> None:
+    import sentencepiece
+    from transformers import T5Tokenizer
+
+    with (folder / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES),
+            model_writer=file,
+            vocab_size=T5_PIECES,
+            hard_vocab_limit=False,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    T5Tokenizer.from_pretrained(folder, extra_ids=T5_SENTINELS).save_pretrained(folder)

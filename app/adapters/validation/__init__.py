@@ -27,6 +27,7 @@ from app.adapters.validation.names import Tensors, named_as_peft_does
 from app.adapters.validation.peft_types import read_config
 from app.adapters.validation.served import write_config, write_weights
 from app.adapters.validation.soft_prompt import check_soft_prompt
+from app.adapters.validation.stacks import check_stacks
 from app.adapters.validation.tensors import open_weights
 from app.adapters.validation.trained_tokens import check_trained_tokens
 from app.adapters.version import AdapterVersion
@@ -60,6 +61,7 @@ def validate(
     # Of the files as they were sent: what is served is made from them.
     digest = digest_of(folder, task)
     config = read_config(folder / CONFIG_FILE)
+    check_stacks(config, architecture)
     check_task(config, task)
     declared = config.base_model_name_or_path
     base_notes = () if force else tuple(check_base_model(declared, architecture.names))

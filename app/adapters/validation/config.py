@@ -118,7 +118,8 @@ class AdapterConfig(BaseModel):
     unsupported: ClassVar[dict[str, str]] = {}
 
     task_type: Annotated[
-        Literal["CAUSAL_LM"] | None, _expected("CAUSAL_LM, because this server generates text")
+        Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"] | None,
+        _expected("CAUSAL_LM, or SEQ_2_SEQ_LM for an encoder-decoder model: this server generates"),
     ] = None
     base_model_name_or_path: Annotated[
         str | None, AfterValidator(_check_name), _expected("a name, a path or null")
@@ -197,7 +198,8 @@ class SoftPromptConfig(AdapterConfig):
     num_virtual_tokens: PositiveInteger = ABSENT
     token_dim: Annotated[int | None, _expected("the base model's hidden size")] = None
     num_transformer_submodules: Annotated[
-        Annotated[int, Field(ge=1, le=1)] | None, _expected("1, as of a causal LM")
+        Annotated[int, Field(ge=1, le=2)] | None,
+        _expected("1, as of a causal LM, or 2, as of an encoder-decoder model"),
     ] = None
 
 

@@ -18,8 +18,13 @@ def check_soft_prompt(
     config: SoftPromptConfig, tensors: Tensors, architecture: Architecture, limits: Limits
 ) -> Checked:
     """Check a soft prompt and its one tensor. Raises AdapterRejected."""
-    read_rows(config, tensors, architecture, limits)
-    return Checked({"kind": "soft_prompt", "num_virtual_tokens": config.num_virtual_tokens})
+    rows = read_rows(config, tensors, architecture, limits)
+    num_virtual_tokens = config.num_virtual_tokens
+    facts = {"kind": "soft_prompt", "num_virtual_tokens": num_virtual_tokens}
+    if len(rows) == num_virtual_tokens:
+        return Checked(facts)
+    # PEFT generates with the encoder's alone.
+    return Checked(facts, weights={TENSOR: rows[:num_virtual_tokens].contiguous()})
 
 
 def read_rows(
@@ -43,8 +48,11 @@ def read_rows(
         expected = f"{hidden_size}, the base model's hidden size"
         raise wrong_field("token_dim", config.token_dim, expected)
     _check_names(tensors, (TENSOR, *others))
-    shape = (config.num_virtual_tokens, hidden_size)
-    return read_tensor(tensors, TENSOR, shape, "(num_virtual_tokens, hidden_size)")
+    # PEFT's default is rows for all stacks that there are.
+    stacks = config.num_transformer_submodules or (2 if architecture.has_encoder else 1)
+    shape = (config.num_virtual_tokens * stacks, hidden_size)
+    named = "num_virtual_tokens" if stacks == 1 else f"{stacks} * num_virtual_tokens"
+    return read_tensor(tensors, TENSOR, shape, f"({named}, hidden_size)")
 
 
 def _check_names(tensors: Tensors, wanted: tuple[str, ...]) -> None:

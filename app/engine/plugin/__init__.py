@@ -19,6 +19,7 @@ def register() -> None:
         row_operators,
         row_order,
         seeds,
+        seq2seq,
         text_models,
     )
 
@@ -33,4 +34,5 @@ def register() -> None:
     row_operators.register()
     row_order.register()
     seeds.register()
+    seq2seq.register()
     text_models.register()

@@ -171,7 +171,9 @@ def _row_lengths(module: BaseLinearLayerWithLoRA, slot: int) -> torch.Tensor:
     """|W + BA| of each row, of the weights as the layer has them and the adapter in a slot."""
     layer = module.base_layer
     stacked = module.lora_a_stacked[0]
-    width, options = stacked.shape[-1], {"dtype": stacked.dtype, "device": stacked.device}
+    # Not the LoRA's type: a layer may be in a wider one than the model.
+    width = stacked.shape[-1]
+    options = {"dtype": layer.params_dtype, "device": stacked.device}
     squares = torch.zeros(sum(module.output_slices), dtype=torch.float32, device=stacked.device)
     for first in range(0, width, NUM_COLUMNS):
         last = min(first + NUM_COLUMNS, width)

@@ -33,16 +33,22 @@ def describe_architecture(
         folder=Path(config.model_config.model),
         tied=tied_in(model),
         fused=fused_in(model),
+        has_encoder=config.model_config.is_encoder_decoder,
     )
 
 
 def without_weights(config: Any) -> "PreTrainedModel":
     """The model of a transformers config."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    kind = (
+        AutoModelForSeq2SeqLM
+        if getattr(config, "is_encoder_decoder", False)
+        else AutoModelForCausalLM
+    )
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = kind.from_config(config)
     return model
 
 
@@ -124,6 +130,8 @@ def _why_no_soft_prompts(config: "ModelConfig", settings: Settings) -> str | Non
         return "this server runs without soft prompts: start it with --max-virtual-tokens above 0"
     if not loads_plugin():
         return NO_PLUGIN
+    if config.is_encoder_decoder:
+        return None
     if get_model_cls(config).__module__ != text_models.__name__:
         return f"vLLM's {config.architecture} takes no embeddings in place of tokens"
     if not config.supports_multimodal_inputs:

@@ -23,12 +23,28 @@ class CompletionDetokenizer(detokenizer.FastIncrementalDetokenizer):  # type: ig
 
     def __init__(self, tokenizer: Any, request: EngineCoreRequest) -> None:
         super().__init__(tokenizer, request)
+        text = self.text_in_front(request)
         self.stream = DecodeStream(
-            ids=self.tokenizer.encode(TEXT_IN_FRONT, add_special_tokens=False).ids,
+            ids=self.tokenizer.encode(text, add_special_tokens=False).ids,
             skip_special_tokens=self.skip_special_tokens,
         )
 
+    def text_in_front(self, request: EngineCoreRequest) -> str:
+        return TEXT_IN_FRONT
 
-def keep_prompts_out_of_completions() -> None:
+
+class DecodedDetokenizer(CompletionDetokenizer):
+    """For encoder-decoder models, whose completions begin texts of their own.
+
+    Nothing is in front of one but the token that starts all of them, unless the request has more.
+    """
+
+    def text_in_front(self, request: EngineCoreRequest) -> str:
+        return TEXT_IN_FRONT if len(request.prompt_token_ids or ()) > 1 else ""
+
+
+def keep_prompts_out_of_completions(*, has_encoder: bool = False) -> None:
     """Have vLLM use it for every request from now on."""
-    detokenizer.FastIncrementalDetokenizer = CompletionDetokenizer
+    detokenizer.FastIncrementalDetokenizer = (
+        DecodedDetokenizer if has_encoder else CompletionDetokenizer
+    )

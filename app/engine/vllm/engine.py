@@ -30,6 +30,12 @@ from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_v
 from app.engine.vllm.arguments import check_tool_parser, parse_engine_arguments
 from app.engine.vllm.calls import DIED_MESSAGE, answer_of
 from app.engine.vllm.device import this_device
+from app.engine.vllm.encoder_decoder import (
+    check_served,
+    encoder_decoder_arguments,
+    encoder_decoder_input,
+    is_encoder_decoder,
+)
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.engine.vllm.fork_server import start_fork_server
 from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
@@ -44,6 +50,7 @@ from softserve.schema.controls import CONTROLS, STRUCTURES, Sampling
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
+    from vllm.inputs.engine import EngineInput
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -70,6 +77,7 @@ class VLLMEngine:
         self._soft_prompts: SoftPrompts
         self._openai: VLLMOpenAI
         self._structures: Structures | None = None
+        self._decoder_start: int | None = None
         self._info: EngineInfo | None = None
         self._architecture: Architecture | None = None
 
@@ -100,7 +108,9 @@ class VLLMEngine:
     async def start(self) -> None:
         await run_in_daemon_thread(self._load)
         self._architecture = await _with_unadapted(self.architecture, self.llm)
-        self._info = await _describe(self._name, self._weight_format, self.llm)
+        self._info = await _describe(
+            self._name, self._weight_format, self.llm, self._settings.encoder_window
+        )
         await prove(self)
 
     async def stop(self) -> None:
@@ -128,7 +138,8 @@ class VLLMEngine:
             self._llm = _start_async_llm(folder, self._settings)
         from app.engine.vllm.detokenizer import keep_prompts_out_of_completions
 
-        keep_prompts_out_of_completions()
+        self._decoder_start = _decoder_start(self._llm.model_config)
+        keep_prompts_out_of_completions(has_encoder=self._decoder_start is not None)
         self._tokenizer = _tokenizer_of(folder, self._llm.model_config)
         withdraw_metric(self._llm)
         self._loras = LoRAs(self._llm)
@@ -166,6 +177,12 @@ class VLLMEngine:
         return await self._tokenizer.fewest_tokens(text)
 
     def chat_prompt(self, chat: Chat) -> str:
+        if self._decoder_start is not None:
+            raise InvalidRequest(
+                "an encoder-decoder model has no chat template: write the whole prompt yourself "
+                f"and leave {chat.asked_by} out",
+                param=chat.asked_by,
+            )
         return self._tokenizer.chat_prompt(chat)
 
     async def check_structure(self, sampling: Sampling) -> None:
@@ -229,16 +246,10 @@ class VLLMEngine:
     ) -> AsyncGenerator["RequestOutput"]:
         """vLLM's outputs, its errors translated."""
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
-        from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        engine_input = (
-            tokens_input(prompt.token_ids)
-            if prompt.soft_prompt is None
-            else self._soft_prompts.input(prompt.token_ids, prompt.soft_prompt, prompt.task)
-        )
         outputs = self.llm.generate(
-            engine_input,
+            self._engine_input(prompt),
             params,
             _prompt_id(request_id, prompt.index),
             lora_request=self._loras.request(prompt.lora),
@@ -256,6 +267,18 @@ class VLLMEngine:
             raise InvalidRequest(f"the engine refuses the request: {error}") from error
         finally:
             await outputs.aclose()
+
+    def _engine_input(self, prompt: Prompt) -> "EngineInput":
+        from vllm.inputs.engine import tokens_input
+
+        if self._decoder_start is not None:
+            name = prompt.soft_prompt
+            rows = None if name is None else self._soft_prompts.rows(name, prompt.task)
+            decoder_ids = [self._decoder_start, *prompt.decoder_ids]
+            return encoder_decoder_input(prompt.token_ids, decoder_ids, rows)
+        if prompt.soft_prompt is None:
+            return tokens_input(prompt.token_ids)
+        return self._soft_prompts.input(prompt.token_ids, prompt.soft_prompt, prompt.task)
 
     async def _call_for_prompt(self, method: str, request_id: str, prompt_index: int) -> None:
         """Call a method of vLLM's engine core with the requests that a prompt has become there."""
@@ -312,6 +335,10 @@ def engine_config(folder: Path, settings: Settings, **changes: Any) -> "VllmConf
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     device = this_device()
+    if is_encoder_decoder(folder):
+        check_served(folder)
+        if not loads_plugin():
+            raise ModelNotLoadable(f"{folder} needs softserve's plugin, and {NO_PLUGIN}")
     given = parse_engine_arguments(settings.engine_arg, AsyncEngineArgs)
     arguments = engine_arguments(folder, settings, device) | given | changes
     if device.is_cpu:
@@ -325,6 +352,11 @@ def engine_config(folder: Path, settings: Settings, **changes: Any) -> "VllmConf
     # vLLM refuses a model or an argument with whatever its check happens to raise.
     except Exception as error:
         raise ModelNotLoadable(f"vLLM cannot serve {folder}: {_reason(error)}") from error
+    if config.model_config.quantization == INT8_METHOD and config.model_config.is_encoder_decoder:
+        raise ModelNotLoadable(
+            f"{folder} is an encoder-decoder model, which --precision int8 does not take: use fp32 "
+            "or bf16"
+        )
     if config.model_config.quantization == INT8_METHOD and config.model_config.get_num_experts():
         raise ModelNotLoadable(
             f"{folder} is a mixture of experts, which --precision int8 cannot quantize: use bf16"
@@ -348,6 +380,13 @@ def _tokenizer_of(folder: Path, config: "ModelConfig") -> Tokenizer:
     if not makes_tokens:
         raise ModelNotLoadable(f"{folder} has no tokenizer that knows any word: {advice}")
     return tokenizer
+
+
+def _decoder_start(config: "ModelConfig") -> int | None:
+    """The token that starts a decoder whose prompt an encoder has; None where there is none."""
+    if not config.is_encoder_decoder:
+        return None
+    return int(config.hf_config.decoder_start_token_id)
 
 
 def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
@@ -388,6 +427,11 @@ def engine_arguments(folder: Path, settings: Settings, device: Device) -> dict[s
     if settings.max_virtual_tokens:
         # There is no encoder to profile, and no item that would be worth keeping.
         arguments |= {"skip_mm_profiling": True, "mm_processor_cache_gb": 0}
+    if is_encoder_decoder(folder):
+        arguments |= encoder_decoder_arguments(settings.encoder_window, settings.context_window)
+        if device.is_cpu:
+            # Blocks are gathered whole, used or not.
+            arguments["block_size"] = 32
     kv_cache_gib = settings.kv_cache_gib or (2.0 if device.is_cpu else None)
     if kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
@@ -403,7 +447,9 @@ async def _with_unadapted(architecture: Architecture, llm: "AsyncLLM") -> Archit
     return replace(architecture, unadapted=frozenset(names).difference(*adapted))
 
 
-async def _describe(name: str, weight_format: WeightFormat, llm: "AsyncLLM") -> EngineInfo:
+async def _describe(
+    name: str, weight_format: WeightFormat, llm: "AsyncLLM", encoder_window: int
+) -> EngineInfo:
     import vllm
     from vllm.platforms import current_platform
 
@@ -430,6 +476,7 @@ async def _describe(name: str, weight_format: WeightFormat, llm: "AsyncLLM") -> 
         lora_kernel=await _lora_kernel(llm),
         engine="vllm",
         engine_version=vllm.__version__,
+        encoder_window=encoder_window if model.is_encoder_decoder else None,
     )
 
 

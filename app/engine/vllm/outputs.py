@@ -25,7 +25,7 @@ def chunk_of(
         index=completion.index,
         text=completion.text,
         token_ids=tuple(completion.token_ids),
-        num_prompt_tokens=len(prompt.token_ids),
+        num_prompt_tokens=prompt.num_tokens,
         num_cached_tokens=output.num_cached_tokens or 0,
         queue_seconds=metrics.scheduled_ts - metrics.queued_ts if scheduled else 0.0,
         # A stop string can cut the tokens behind it, but not their log probabilities.

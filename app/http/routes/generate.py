@@ -50,7 +50,7 @@ async def inspect(
             id=asked.request_id,
             model=engine.info.model,
             **adapters_used(inspection.adapters),
-            prompt_tokens=len(inspection.prompt.token_ids),
+            prompt_tokens=inspection.prompt.num_tokens,
             virtual_tokens=inspection.prompt.num_virtual_tokens,
             vocabulary_size=engine.info.vocabulary_size,
             tokens=[

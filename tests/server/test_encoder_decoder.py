@@ -1,0 +1,73 @@
+"""Encoder-decoder models by vLLM and by transformers and PEFT, on tiny random ones."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.server.encoder_decoder import RUNS, cases
+from tests.server.requests import share_before_divergence
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By run: the token ids by vLLM and those by transformers of each case, and the preemptions."""
+    folder = tmp_path_factory.mktemp("encoder-decoder")
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.server.encoder_decoder", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    lines = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith("[")]
+    return {name: rest for name, *rest in lines}
+
+
+@pytest.mark.parametrize("run", [run for run, how in RUNS.items() if "precision" not in how])
+def test_tokens_are_those_of_transformers_and_peft(compared: dict[str, Any], run: str) -> None:
+    """Prompts of many lengths with LoRAs, soft prompts, both and neither, in one batch."""
+    by_case, *_ = compared[run]
+    got = {case: by_vllm for case, (by_vllm, _) in by_case.items()}
+    expected = {case: by_transformers for case, (_, by_transformers) in by_case.items()}
+
+    assert got == expected
+    assert len(got) == len(cases())
+    # Two prompts that end alike could have been taken for each other.
+    assert len({tuple(token_ids) for token_ids in expected.values()}) >= len(expected) - 1
+
+
+def test_requests_were_preempted(compared: dict[str, Any]) -> None:
+    """Without app/engine/plugin/seq2seq/encoder_order.py they get each other's inputs then."""
+    _, num_preemptions = compared["flan-t5, preempted"]
+
+    assert num_preemptions > 5
+
+
+@pytest.mark.parametrize("run", ["flan-t5, in bf16", "large, in fp16"])
+def test_a_precision_costs_what_it_costs_transformers(compared: dict[str, Any], run: str) -> None:
+    """Random models have close seconds: both leave what FP32 says, about equally early."""
+    ours, theirs = shares(compared, run)
+
+    assert theirs > 0.3
+    assert ours > 0.7 * theirs
+
+
+def test_feed_forward_layers_overflow_in_fp16_alone(compared: dict[str, Any]) -> None:
+    ours, theirs = shares(compared, "large, in fp16 alone")
+
+    assert theirs > 0.3
+    assert ours < 0.1
+
+
+def shares(compared: dict[str, Any], run: str) -> tuple[float, float]:
+    """Of the tokens in FP32, those before the first that differs: of vLLM and of transformers."""
+    by_case, _, rounded = compared[run]
+    ours = [by_case[case][0] for case in rounded]
+    expected = [by_case[case][1] for case in rounded]
+    return (
+        share_before_divergence(ours, expected),
+        share_before_divergence(rounded.values(), expected),
+    )
