@@ -30,6 +30,11 @@ class PromptControls(Body):
         description="The system message; only with `use_chat_template`.",
         examples=["You answer in one sentence."],
     )
+
+
+class RequestPromptControls(PromptControls):
+    """Those of a request; a template has no text for a decoder."""
+
     decoder_prompt: NonEmptyText | None = Field(
         None,
         description="Of an encoder-decoder model, whose encoder has the prompt: what its decoder "

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from softserve.schema.controls import (
     AdapterChoice,
-    PromptControls,
+    RequestPromptControls,
     Sampling,
     SamplingFields,
     Scheduling,
@@ -46,7 +46,7 @@ class AnswerFields(Body):
     )
 
 
-class GenerateBody(PromptControls, AdapterChoice, SamplingFields, AnswerFields, Scheduling):
+class GenerateBody(RequestPromptControls, AdapterChoice, SamplingFields, AnswerFields, Scheduling):
     """One prompt or several, and how to complete them."""
 
     model_config = ConfigDict(

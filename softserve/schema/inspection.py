@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from softserve.schema.controls import AdapterChoice, FilterFields, PromptControls, Sampling
+from softserve.schema.controls import AdapterChoice, FilterFields, RequestPromptControls, Sampling
 from softserve.schema.fields import NonEmptyText
 from softserve.schema.generation import SHOWN_ID, SHOWN_LORA, SHOWN_SOFT_PROMPT, AdapterUsed
 from softserve.schema.prompts import SHOWN_MESSAGES, SHOWN_TOKEN_IDS, Conversation, TokenIds
@@ -12,7 +12,7 @@ from softserve.schema.prompts import SHOWN_MESSAGES, SHOWN_TOKEN_IDS, Conversati
 Filter = Literal["min_p", "top_k", "top_p"]
 
 
-class InspectBody(PromptControls, AdapterChoice, FilterFields):
+class InspectBody(RequestPromptControls, AdapterChoice, FilterFields):
     """A prompt, and the controls whose effect on its next token is asked for."""
 
     model_config = ConfigDict(

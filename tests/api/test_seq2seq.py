@@ -113,3 +113,12 @@ async def test_examples_fit_into_the_encoder_alone(served: Served) -> None:
     response = await served.client.post("/icl/generate", json=body)
     assert error_of(response) == (422, "context_window_exceeded", "inputs")
     assert "the encoder's window is 12" in response.json()["error"]["message"]
+
+
+async def test_a_template_has_no_decoder_prompt(served: Served) -> None:
+    template = {"input_variables": ["text"], "query_format": "{{ text }}", "decoder_prompt": "so"}
+    body = {"template": template, "inputs": {"text": "12"}, "max_new_tokens": 3}
+    response = await served.client.post("/icl/generate", json=body)
+
+    assert error_of(response)[:2] == (422, "invalid_request")
+    assert "decoder_prompt" in response.json()["error"]["message"]
