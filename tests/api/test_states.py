@@ -199,6 +199,7 @@ async def test_info(served: Served) -> None:
         },
         "kv_cache_bytes": 1024,
         "context_window": 256,
+        "encoder_window": None,
         "vocabulary_size": 257,
         "max_running_sequences": 8,
         "pauses_completions": True,
