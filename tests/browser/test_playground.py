@@ -320,8 +320,8 @@ def test_an_adapter_from_upload_to_removal(page: Page, lora: Path) -> None:
         shares = entry.locator(".versions > li", has_text="of the requests")
         if pointer == "split":
             expect(shares).to_have_count(2)
-            expect(shares.filter(has=page.locator(".live"))).to_contain_text("75%")
-    expect(shares.filter(has_text=newest)).to_contain_text("copies of 10% of the requests")
+            expect(shares.filter(has=page.locator(".live"))).to_contain_text("75.0%")
+    expect(shares.filter(has_text=newest)).to_contain_text("copies of 10.0% of the requests")
 
     go_to(page, "Generate", request={"prompt": "Message: I was charged twice.\nIntent:"})
     page.get_by_role("combobox", name="Adapter").fill("intent")
