@@ -21,15 +21,8 @@ from softserve.schema.prompts import PROMPT_FIELDS
 # The prompt is the conversation, and the answer is one text.
 OWN = (
     *PROMPT_FIELDS,
-    *(
-        "use_chat_template",
-        "system",
-        "decoder_prompt",
-        "stream",
-        "n",
-        "logprobs",
-        "return_token_ids",
-    ),
+    *("use_chat_template", "system", "decoder_prompt"),
+    *("stream", "n", "logprobs", "return_token_ids"),
 )
 CONTROLS = {name: field for name, field in GenerateBody.model_fields.items() if name not in OWN}
 

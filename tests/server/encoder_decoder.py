@@ -291,7 +291,7 @@ def add_requests(engine: Any, folder: Path, asked: Sequence[Case]) -> None:
         lora_id = None if case.lora is None else FIRST_ID + list(LORAS).index(case.lora)
         engine.add_request(
             str(number),
-            encoder_decoder_input(case.encoder_ids, case.decoder_ids, rows),
+            encoder_decoder_input(case.encoder_ids, case.decoder_ids, case.soft_prompt or "", rows),
             params,
             lora_request=lora_id and LoRARequest(case.lora, lora_id, str(folder / str(case.lora))),
         )

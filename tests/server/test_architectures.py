@@ -1,9 +1,6 @@
 """Adapters on other architectures than the default model's, on tiny random models."""
 
 import ast
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -11,6 +8,7 @@ import pytest
 from app.settings import Precision
 from tests.instructions import where_it_runs
 from tests.server.architectures import RUNS, cases_of
+from tests.server.programs import lines_of
 from tests.server.requests import share_before_divergence
 
 NUM_PROMPTS = 2
@@ -24,14 +22,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     And by `NAME in PRECISION: unadapted` two lists.
     """
     folder = tmp_path_factory.mktemp("architectures")
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.server.architectures", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return dict(json.loads(line) for line in finished.stdout.splitlines() if line.startswith("["))
+    return dict(lines_of("tests.server.architectures", folder))
 
 
 @pytest.mark.parametrize(("name", "precision"), CASES)

@@ -1,13 +1,11 @@
 """Encoder-decoder models by vLLM and by transformers and PEFT, on tiny random ones."""
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from tests.server.encoder_decoder import RUNS, cases
+from tests.server.programs import lines_of
 from tests.server.requests import share_before_divergence
 
 
@@ -15,15 +13,7 @@ from tests.server.requests import share_before_divergence
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By run: the token ids by vLLM and those by transformers of each case, and the preemptions."""
     folder = tmp_path_factory.mktemp("encoder-decoder")
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.server.encoder_decoder", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    lines = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith("[")]
-    return {name: rest for name, *rest in lines}
+    return {name: rest for name, *rest in lines_of("tests.server.encoder_decoder", folder)}
 
 
 @pytest.mark.parametrize("run", [run for run, how in RUNS.items() if "precision" not in how])

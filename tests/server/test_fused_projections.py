@@ -1,27 +1,18 @@
 """A Llama's adapters on a Phi-3 of the same numbers, and a Phi-3's on that Llama."""
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from tests.server.fused_projections import ADAPTERS, MODEL_TYPES
+from tests.server.programs import lines_of
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """By the form that is served, then by adapter: the token ids by vLLM, those by PEFT."""
     folder = tmp_path_factory.mktemp("fused")
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.server.fused_projections", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return dict(json.loads(line) for line in finished.stdout.splitlines() if line.startswith("["))
+    return dict(lines_of("tests.server.fused_projections", folder))
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

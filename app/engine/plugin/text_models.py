@@ -16,7 +16,6 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import Any
 
 import torch
 import vllm
@@ -28,13 +27,10 @@ from vllm.model_executor.models.interfaces import (
 from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS, ModelRegistry
 from vllm.model_executor.models.utils import _merge_multimodal_embeddings
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.processing import (
-    BaseDummyInputsBuilder,
-    BaseMultiModalProcessor,
-    BaseProcessingInfo,
-)
+from vllm.multimodal.processing import BaseProcessingInfo
 
 from app.engine.plugin import lora_models
+from app.engine.plugin.ready_inputs import NoDummyInputs, NoProcessor
 from app.engine.vllm.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE, MODALITY
 
 # vLLM keeps what it learned of a class on disk, under the class's name and the digest of this file.
@@ -125,7 +121,7 @@ def _with_soft_prompts(stock: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
     WithSoftPrompts.__name__ = WithSoftPrompts.__qualname__ = stock.__name__
     register_processor = MULTIMODAL_REGISTRY.register_processor(
-        _NoProcessor, info=_Limits, dummy_inputs=_NoDummyInputs
+        NoProcessor, info=_Limits, dummy_inputs=NoDummyInputs
     )
     registered: type[torch.nn.Module] = register_processor(WithSoftPrompts)
     return registered
@@ -146,23 +142,3 @@ class _Limits(BaseProcessingInfo):  # type: ignore[misc]
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
         return {MODALITY: min(seq_len, max_virtual_tokens())}
-
-
-class _NoDummyInputs(BaseDummyInputsBuilder[_Limits]):  # type: ignore[misc]
-    """Nothing is profiled: there is no encoder."""
-
-    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        return ""
-
-    def get_dummy_mm_data(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {}
-
-
-class _NoProcessor(BaseMultiModalProcessor[_Limits]):  # type: ignore[misc]
-    """Requests come with their rows ready: nothing is left to process."""
-
-    def _get_mm_fields_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> list[Any]:
-        raise NotImplementedError

@@ -69,9 +69,15 @@ def encoder_decoder_arguments(encoder_window: int, context_window: int | None) -
 
 
 def encoder_decoder_input(
-    encoder_ids: list[int], decoder_ids: list[int], rows: "torch.Tensor | None" = None
+    encoder_ids: list[int],
+    decoder_ids: list[int],
+    soft_prompt: str = "",
+    rows: "torch.Tensor | None" = None,
 ) -> "EncoderDecoderInput":
-    """An engine input: tokens for either stack, and a soft prompt's rows, (any, hidden size)."""
+    """An engine input: tokens for either stack, and a soft prompt's rows, (any, hidden size).
+
+    `soft_prompt` tells its rows from those of others: equal inputs share an encoder's output.
+    """
     import torch
     from vllm.inputs.engine import EncoderDecoderInput, mm_input, tokens_input
     from vllm.multimodal.inputs import (
@@ -90,7 +96,7 @@ def encoder_decoder_input(
             for name, data in {"token_ids": token_ids, "rows": rows}.items()
         }
     )
-    digest = hashlib.sha256(token_ids.numpy().tobytes() + rows.view(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256(token_ids.numpy().tobytes()).hexdigest()
     length = len(rows) + len(encoder_ids)
     return EncoderDecoderInput(
         type="enc_dec",
@@ -98,7 +104,7 @@ def encoder_decoder_input(
         decoder_prompt=mm_input(
             decoder_ids,
             MultiModalKwargsItems({MODALITY: [item]}),
-            {MODALITY: [digest.hexdigest()]},
+            {MODALITY: [f"{soft_prompt}:{digest}"]},
             {MODALITY: [PlaceholderRange(offset=0, length=length)]},
         ),
     )

@@ -272,10 +272,11 @@ class VLLMEngine:
         from vllm.inputs.engine import tokens_input
 
         if self._decoder_start is not None:
-            name = prompt.soft_prompt
-            rows = None if name is None else self._soft_prompts.rows(name, prompt.task)
             decoder_ids = [self._decoder_start, *prompt.decoder_ids]
-            return encoder_decoder_input(prompt.token_ids, decoder_ids, rows)
+            if (digest := prompt.soft_prompt) is None:
+                return encoder_decoder_input(prompt.token_ids, decoder_ids)
+            rows = self._soft_prompts.rows(digest)
+            return encoder_decoder_input(prompt.token_ids, decoder_ids, digest, rows)
         if prompt.soft_prompt is None:
             return tokens_input(prompt.token_ids)
         return self._soft_prompts.input(prompt.token_ids, prompt.soft_prompt, prompt.task)

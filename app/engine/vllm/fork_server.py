@@ -39,12 +39,15 @@ def start_fork_server(settings: Settings) -> None:
 @contextmanager
 def _openmp_variables(cores: list[int]) -> Iterator[None]:
     """OpenMP reads when it is loaded, and so before a fork, which thread computes on which core."""
-    before = dict(os.environ)
-    os.environ["OMP_NUM_THREADS"] = str(len(cores))
-    os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+    told = {"OMP_NUM_THREADS": str(len(cores)), "GOMP_CPU_AFFINITY": " ".join(map(str, cores))}
+    before = {name: os.environ.pop(name) for name in told if name in os.environ}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def cores_of_worker() -> list[int]:

@@ -41,10 +41,9 @@ class SoftPrompts:
     def unload(self, digest: str) -> None:
         self._rows.pop(digest, None)
 
-    def rows(self, digest: str, task: int | None = None) -> "torch.Tensor":
-        """Those of the soft prompt of that digest, or of that task of it."""
-        rows = self._rows[digest]
-        return rows if task is None else rows[task]
+    def rows(self, digest: str) -> "torch.Tensor":
+        """Those of the soft prompt of that digest, of all its tasks where it has several."""
+        return self._rows[digest]
 
     def input(
         self, token_ids: list[int], digest: str, task: int | None = None
@@ -59,8 +58,9 @@ class SoftPrompts:
             PlaceholderRange,
         )
 
-        rows = self.rows(digest, task)
-        identity = digest if task is None else f"{digest}#{task}"
+        rows, identity = self._rows[digest], digest
+        if task is not None:
+            rows, identity = rows[task], f"{digest}#{task}"
         item = MultiModalKwargsItem(
             {"embedding": MultiModalFieldElem(data=rows, field=MultiModalSharedField(batch_size=1))}
         )

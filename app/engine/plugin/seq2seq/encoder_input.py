@@ -6,13 +6,8 @@ loaded before vLLM has any configuration.
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
-from vllm.multimodal.processing import (
-    BaseDummyInputsBuilder,
-    BaseMultiModalProcessor,
-    BaseProcessingInfo,
-)
+from vllm.multimodal.processing import BaseProcessingInfo
 
 from app.engine.vllm.encoder_decoder import (
     DEFAULT_ENCODER_WINDOW,
@@ -39,23 +34,3 @@ class Limits(BaseProcessingInfo):  # type: ignore[misc]
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
         return {MODALITY: encoder_window()}
-
-
-class NoDummyInputs(BaseDummyInputsBuilder[Limits]):  # type: ignore[misc]
-    """Nothing is profiled."""
-
-    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        return ""
-
-    def get_dummy_mm_data(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {}
-
-
-class NoProcessor(BaseMultiModalProcessor[Limits]):  # type: ignore[misc]
-    """Requests come with their tokens ready: nothing is left to process."""
-
-    def _get_mm_fields_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _get_prompt_updates(self, *args: Any, **kwargs: Any) -> list[Any]:
-        raise NotImplementedError

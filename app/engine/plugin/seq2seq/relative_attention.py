@@ -117,7 +117,6 @@ class Alike:
 class RelativeMetadata:
     """A step's requests; `masks` are filled by the first layer, for all of them."""
 
-    num_actual_tokens: int
     block_table: Tensor
     groups: list[Alike]
     masks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -150,7 +149,7 @@ class RelativeBuilder(AttentionMetadataBuilder[RelativeMetadata]):  # type: igno
             positions = common.seq_lens[on_device, None] - count + new.to(self.device)
             max_length = int(lengths[requests].max())
             groups.append(Alike(on_device, tokens, count, positions, max_length))
-        return RelativeMetadata(common.num_actual_tokens, common.block_table_tensor, groups)
+        return RelativeMetadata(common.block_table_tensor, groups)
 
 
 class RelativeImpl(AttentionImpl[RelativeMetadata]):  # type: ignore[misc]

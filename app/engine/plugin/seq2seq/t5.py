@@ -35,8 +35,9 @@ from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiMod
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from app.engine.plugin.ready_inputs import NoDummyInputs, NoProcessor
 from app.engine.plugin.seq2seq import by_name_with_version
-from app.engine.plugin.seq2seq.encoder_input import Limits, NoDummyInputs, NoProcessor
+from app.engine.plugin.seq2seq.encoder_input import Limits
 from app.engine.plugin.seq2seq.relative_attention import RelativeBackend, RelativeBias
 
 if TYPE_CHECKING:
