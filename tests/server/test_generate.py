@@ -387,6 +387,7 @@ def test_info(client: httpx.Client) -> None:
         "device": "cpu",
         "dtype": "float32",
         "context_window": 8192,
+        "encoder_window": None,
         "vocabulary_size": 49152,
         "max_running_sequences": 128,
         "schedules_by_priority": False,
