@@ -1,7 +1,8 @@
 """Which tests run beside which, where two processes run them (`pytest -n 2`).
 
-Those that start a server with an engine come one after the other: two at once would take the
-memory twice. Of the others, those of a file stay together with its fixtures.
+Those that ask a server come one after the other. Beside them, in turn as well, are those that start
+an engine of their own, mostly of a tiny model: two at once fit into the memory. Of the others, those
+of a file stay together with its fixtures.
 """
 
 import signal
@@ -10,6 +11,16 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+ON_AN_ENGINE_OF_THEIR_OWN = (
+    "tests/server/test_adapter_check.py",
+    "tests/server/test_architectures.py",
+    "tests/server/test_encoder_decoder.py",
+    "tests/server/test_fused_projections.py",
+    "tests/server/test_odd_models.py",
+    "tests/server/test_precision.py",
+    "tests/server/test_seq2seq_server.py",
+    "tests/server/test_start.py",
+)
 ON_A_SERVER = ("tests/browser/", "tests/loadtest/test_on_softserve.py", "tests/server/")
 
 
@@ -23,6 +34,8 @@ class ServersInTurn(LoadScopeScheduling):  # type: ignore[misc]
     """A scope is what one process runs by itself; the largest is begun first."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(ON_AN_ENGINE_OF_THEIR_OWN):
+            return "engines"
         return "servers" if nodeid.startswith(ON_A_SERVER) else nodeid.partition("::")[0]
 
 
