@@ -86,9 +86,7 @@ def without_soft_prompts(rounds: Rounds = 4, clients: int = 32, requests: int = 
         for turn in (off, on, on, off):
             name = "on" if turn is on else "off"
             with this.server(**turn) as server:
-                measured = this.measure_in_turns(
-                    server, {name: [bodies] * (rounds // 2 + 1)}, clients
-                )
+                measured = this.measure_in_turns(server, {name: _repeated(bodies, rounds)}, clients)
             results[name] += measured[name]
     print_results(f"{clients} clients, 64 tokens in, 64 out", results, against="off")
 
@@ -122,10 +120,15 @@ def mixed(
                 if is_on:
                     for folder in folders:
                         add(server, folder.name, folder)
-                repeated = {name: [bodies] * (rounds // 2 + 1) for name, bodies in turn.items()}
+                repeated = {name: _repeated(bodies, rounds) for name, bodies in turn.items()}
                 for name, measurements in this.measure_in_turns(server, repeated, clients).items():
                     results.setdefault(name, []).extend(measurements)
     print_results(f"{clients} clients, 64 tokens in, 64 out", results, against="LoRAs off")
+
+
+def _repeated(bodies: Bodies, num_rounds: int) -> list[Bodies]:
+    """For one of a server's two turns: half of the rounds, and one that warms up."""
+    return [bodies] * (-(-num_rounds // 2) + 1)
 
 
 @cli.command()

@@ -53,8 +53,7 @@ class Workload:
     def warm_up(self, num_clients: int) -> Load:
         """A short load, of other prompts than those that are measured."""
         num_requests = max(MIN_WARM_UP_REQUESTS, WARM_UP_REQUESTS_PER_CLIENT * num_clients)
-        requests = islice(self._requests(f"warm-up {num_clients}"), num_requests)
-        return Load(num_clients, list(requests))
+        return Load(num_clients, self.of(num_requests, f"warm-up {num_clients}"))
 
     def lasting(self, seconds: float, num_clients: int, peak_tokens_per_second: float) -> Load:
         """A load for at least `seconds` of a server that never generates more than the peak."""
@@ -67,6 +66,10 @@ class Workload:
                 break
         answers_per_second = peak_tokens_per_second * len(requests) / num_tokens
         return Load(num_clients, requests, ARRIVALS_PER_ANSWER * answers_per_second)
+
+    def of(self, num_requests: int, seed: str) -> list[Request]:
+        """So many requests; others for another seed."""
+        return list(islice(self._requests(seed), num_requests))
 
     def _requests(self, seed: str) -> Iterator[Request]:
         """Without end; no two begin alike, so that no prefix is found in a cache."""

@@ -1,8 +1,8 @@
 """Which tests run beside which, where two processes run them (`pytest -n 2`).
 
-Those that ask a server come one after the other. Beside them, in turn as well, are those that start
-an engine of their own, mostly of a tiny model: two at once fit into the memory. Of the others, those
-of a file stay together with its fixtures.
+Those that ask a server come one after the other. Beside them, in turn as well, are those that
+start an engine of their own, mostly of a tiny model: two at once fit into the memory. Of the
+others, those of a file stay together with its fixtures.
 """
 
 import signal
