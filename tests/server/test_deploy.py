@@ -1,4 +1,4 @@
-"""Every query of the dashboard and of the alert rules asks for what a real server shows."""
+"""What is asked of a real server's metrics is shown: by the dashboard, alerts and routers."""
 
 import re
 from collections import defaultdict
@@ -9,7 +9,7 @@ import pytest
 
 from tests import exposition
 from tests.adapter_files import write_lora
-from tests.deployment import OF_EVERY_TARGET, OF_PROMETHEUS, labels_of, metrics_of, queries
+from tests.deployment import DEPLOY, OF_EVERY_TARGET, OF_PROMETHEUS, labels_of, metrics_of, queries
 from tests.server.peft_reference import SMOLLM2_MODULES
 from tests.server.requests import add_adapter, generate
 
@@ -44,3 +44,12 @@ def test_labels_are_those_that_are_shown(shown: Labels) -> None:
             # Without any, a counter has not begun to count.
             if shown[metric]:
                 assert labels_of(query, metric) - OF_EVERY_TARGET <= shown[metric], query
+
+
+def test_routers_are_told_of_metrics_that_are_shown(shown: Labels) -> None:
+    """docs/kubernetes.md has them for an endpoint picker."""
+    told = re.findall(
+        r"^ +\w+Spec: (\S+)$", (DEPLOY.parent / "docs" / "kubernetes.md").read_text(), re.M
+    )
+    assert len(told) == 5
+    assert set(told) - shown.keys() == set()

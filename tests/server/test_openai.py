@@ -12,6 +12,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
+from tests import exposition
 from tests.server.process import ServerProcess
 from tests.server.requests import add_adapter, generate, text_of
 from tests.server.test_cancellation import wait_until_running
@@ -106,6 +107,16 @@ def test_a_stream_has_the_same_text_and_usage(ai: OpenAI, model: str) -> None:
     assert chunks[-1].usage is not None
     assert whole.usage is not None
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+def test_routers_see_the_model_that_runs(ai: OpenAI, client: httpx.Client) -> None:
+    """They send a request to where its `model` is in use."""
+    asked: dict[str, Any] = {"model": LORA, "prompt": MESSAGE, "max_tokens": 2000}
+    with ai.completions.create(**asked, stream=True, extra_body={"ignore_eos": True}) as chunks:
+        next(iter(chunks))
+        shown = exposition.series(client.get("/metrics").text, "vllm:lora_requests_info")
+    # The LoRAs that fit a batch, those that run, and those that wait.
+    assert list(shown) == [("4", LORA, "")]
 
 
 async def test_streams_side_by_side(server: ServerProcess) -> None:

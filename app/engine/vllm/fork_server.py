@@ -24,10 +24,12 @@ SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 def start_fork_server(settings: Settings) -> None:
     """Start it, where it is safe and of use. The environment must have been prepared.
 
-    With a GPU, vLLM decides how its processes start. And PyTorch reads at its import whether it may
-    compile, which the engine's arguments can change.
+    With a GPU, vLLM decides how its processes start. PyTorch reads at its import whether it may
+    compile, which the engine's arguments can change. And an operator who says where threads compute
+    must not have them where OpenMP was told before.
     """
-    if not _is_for_cpu() or not loads_plugin() or "enforce_eager" in names_of(settings.engine_arg):
+    may_fork = _is_for_cpu() and loads_plugin() and not _operator_binds_threads()
+    if not may_fork or "enforce_eager" in names_of(settings.engine_arg):
         return
     prepare_cpu_environment(eager=True)
     multiprocessing.set_start_method("forkserver", force=True)
@@ -66,6 +68,10 @@ def _threads_beside(cpu: int) -> set[int]:
         return {cpu}
     ends = [each.split("-") for each in path.read_text().strip().split(",")]
     return {cpu}.union(*(range(int(each[0]), int(each[-1]) + 1) for each in ends))
+
+
+def _operator_binds_threads() -> bool:
+    return os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto"
 
 
 def _is_for_cpu() -> bool:

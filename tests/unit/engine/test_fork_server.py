@@ -45,6 +45,14 @@ def test_not_without_the_plugin(started: list[str], monkeypatch: pytest.MonkeyPa
     assert not started
 
 
+def test_not_where_an_operator_binds_threads(
+    started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    start_fork_server(Settings())
+    assert not started
+
+
 def test_not_where_vllm_is_built_for_gpus(
     started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
