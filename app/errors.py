@@ -130,6 +130,12 @@ class StoreUnavailable(Unavailable):
     retry_after_seconds = 30
 
 
+class OriginUnavailable(Unavailable):
+    """The origin of versions cannot be reached, or does not have what it should."""
+
+    retry_after_seconds = 5
+
+
 class EngineStalled(Unavailable):
     """The engine process lives and does not answer; the server takes work again when it does."""
 

@@ -37,6 +37,8 @@ def _split(value: Any) -> Any:
 
 HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 ORIGIN = re.compile(r"https?://[^/?#@*\s]+")
+# Of versions; no query and no credentials.
+REGISTRY_URL = re.compile(r"(s3|gs|az)://[^/?#@\s][^?#@\s]*|file:///[^/?#]+(/[^?#]*)?")
 
 
 def _origin(value: str) -> str:
@@ -45,6 +47,16 @@ def _origin(value: str) -> str:
             "origin", "an origin is written as https://HOST or https://HOST:PORT, without a path"
         )
     return value.lower()
+
+
+def _registry_url(value: str) -> str:
+    if REGISTRY_URL.fullmatch(value) is None:
+        raise PydanticCustomError(
+            "registry_url",
+            "an origin is written as s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "
+            "az://CONTAINER/PREFIX or file:///FOLDER",
+        )
+    return value.rstrip("/")
 
 
 def _host_name(value: str) -> str:
@@ -130,6 +142,11 @@ class Settings(Limits, BaseSettings):
         None,
         description="The private store of versions; without it, one per model in the user's data "
         "directory.",
+    )
+    origin: Annotated[str, AfterValidator(_registry_url)] | None = Field(
+        None,
+        description="Where all replicas have versions and pointers of adapters and templates from: "
+        "s3://BUCKET/PREFIX, gs://, az:// or file:///FOLDER; without it, a server has its own.",
     )
     adapter_retention: int = Field(
         5,

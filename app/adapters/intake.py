@@ -15,8 +15,12 @@ from app.adapters.version import AdapterVersion
 from app.engine.protocol import Engine
 from app.settings import Settings
 from app.versions.records import FROM_UPLOAD, Record
+from softserve.schema.adapters import ADAPTER_FILES
 
 log = structlog.get_logger(__name__)
+
+# Below a version's folder, with an origin: the files as they were sent.
+SENT = "sent"
 
 
 class Intake:
@@ -110,6 +114,8 @@ class Intake:
         architecture = self._engine.architecture
         async with self.registry.names.staging() as folder:
             await self._in_thread(stage, folder, self._max_bytes)
+            if self.registry.names.shelf is not None:
+                await self._in_thread(_keep_sent, folder)
             version = await self._in_thread(
                 validate, folder, architecture, self._settings, force, task
             )
@@ -120,3 +126,10 @@ class Intake:
                     notes=version.notes,
                 )
             yield folder, version
+
+
+def _keep_sent(folder: Path) -> None:
+    """What is served otherwise is written in another file's place: this one stays as it is."""
+    (folder / SENT).mkdir()
+    for name in ADAPTER_FILES:
+        (folder / SENT / name).hardlink_to(folder / name)

@@ -156,6 +156,8 @@ class AdapterRegistry:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        if self.names.shelf is not None:
+            await self.names.shelf.close()
         await self._residency.close()
         self.names.store.close()
 
@@ -180,8 +182,10 @@ class AdapterRegistry:
             AdapterNotFound: no such name, version or task, or it is not served.
             InvalidRequest: an adapter is named in the field of the other kind, or without its task.
             AdapterRejected: the engine cannot load it.
+            OriginUnavailable: the version is not here yet, and cannot be fetched.
             ServerFull: there is no spare room.
         """
+        await self.names.bring(adapter, soft_prompt)
         adapters = Adapters(
             lora=None if adapter is None else self._resolve(adapter, "lora", visible, asker),
             soft_prompt=None

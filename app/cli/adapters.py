@@ -22,7 +22,7 @@ from rich.status import Status
 from typer.core import TyperGroup
 
 from app.cli.adapter_tables import adapters_view, facts_of, kind_of, print_adapter, shown_version
-from app.cli.canary import Live, add_commands, beside
+from app.cli.canary import Live, WaitAll, add_commands, beside, reached, wait_for
 from app.cli.connection import DEFAULT_URL, Json, Key, Url, Version, connected, print_json
 from app.cli.console import fail, missing_package, stdout
 from app.cli.late import LateCommand
@@ -115,13 +115,15 @@ def add(
     force: Force = False,
     task: Task = None,
     live: Live = True,
+    wait_all: WaitAll = False,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
     """Add an adapter, or a new version of one: it is checked, loaded, and then live."""
     here = Path(source).expanduser()
-    options: dict[str, Any] = {"force": force, "task": task, "live": live}
+    wait = wait_for(wait_all)
+    options: dict[str, Any] = {"force": force, "task": task, "live": live, "wait": wait}
     with connected(url, key) as client:
         if not _exists(here):
             before = _find(client, name)
@@ -139,15 +141,17 @@ def add(
         return
     new = after.versions[0]
     if not live and new.version != after.live:
-        typer.echo("\n".join([beside("adapter", after, new.version), *facts_of(new)]))
-        return
-    typer.echo("\n".join([_added(before, after), *facts_of(shown_version(after))]))
+        told = [beside("adapter", after, new.version), *facts_of(new)]
+    else:
+        told = [_added(before, after), *facts_of(shown_version(after))]
+    typer.echo("\n".join([*told, *reached(after)]))
 
 
 @cli.command()
 def rollback(
     name: Name,
     version: Version = None,
+    wait_all: WaitAll = False,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
@@ -156,11 +160,12 @@ def rollback(
     with connected(url, key) as client:
         before = _find(client, name)
         with _status("the server loads it"):
-            after = client.adapters.rollback(name, version)
+            after = client.adapters.rollback(name, version, wait=wait_for(wait_all))
     if as_json:
         print_json(after)
         return
-    typer.echo("\n".join([_rolled_back(before, after), *facts_of(shown_version(after))]))
+    facts = facts_of(shown_version(after))
+    typer.echo("\n".join([_rolled_back(before, after), *facts, *reached(after)]))
 
 
 @cli.command()

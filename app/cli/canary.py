@@ -11,7 +11,15 @@ from app.cli.console import fail
 from softserve.client import Client
 from softserve.client.connection import Connection
 from softserve.client.operations import Names
-from softserve.schema.versions import NameFields, ShadowOut, SplitFields, SplitOut, Sticky, short
+from softserve.schema.versions import (
+    NameFields,
+    ShadowOut,
+    SplitFields,
+    SplitOut,
+    Sticky,
+    Wait,
+    short,
+)
 
 SHARE = re.compile(r"([0-9a-f]+)=([0-9]+)")
 
@@ -23,7 +31,10 @@ Live = Annotated[
         help="Whether it is live at once, or beside the live version, for `split` and `shadow`.",
     ),
 ]
-
+WaitAll = Annotated[
+    bool,
+    typer.Option("--wait-all", help="Wait until every replica of the server's origin serves it."),
+]
 
 # The adapters, or the templates, of a server.
 Family = Callable[[Client], Names[Connection, Any]]
@@ -124,6 +135,23 @@ def _weights(versions: Sequence[str]) -> dict[str, int]:
     if len(weights) < len(versions):
         raise fail("two of the versions are the same: give each once")
     return weights
+
+
+def wait_for(wait_all: bool) -> Wait | None:
+    return "all" if wait_all else None
+
+
+def reached(name: NameFields) -> list[str]:
+    """Which replicas serve a change, where it was waited for."""
+    if name.replicas is None:
+        return []
+    num_serving = sum(each.serves for each in name.replicas)
+    late = [
+        f"{each.host} ({each.id}) does not yet: {each.why or 'it is on its way'}"
+        for each in name.replicas
+        if not each.serves
+    ]
+    return [f"{num_serving} of {len(name.replicas)} replicas serve it.", *late]
 
 
 def _live(name: NameFields) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.canary import Live, add_commands, beside
+from app.cli.canary import Live, WaitAll, add_commands, beside, reached, wait_for
 from app.cli.connection import DEFAULT_URL, Json, Key, Url, Version, connected, print_json
 from app.cli.console import fail, stdout
 from app.cli.name_tables import All
@@ -72,6 +72,7 @@ def add(
     name: Name,
     file: Annotated[Path, typer.Argument(help="A .yaml file.")],
     live: Live = True,
+    wait_all: WaitAll = False,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
@@ -81,32 +82,32 @@ def add(
         raise fail(refusal)
     template = template_in(file)
     with connected(url, key) as client:
-        answer = client.templates.add(name, template, live=live)
+        answer = client.templates.add(name, template, live=live, wait=wait_for(wait_all))
     if as_json:
         print_json(answer)
         return
     new = answer.versions[0].version
-    if not live and new != answer.live:
-        typer.echo(beside("template", answer, new))
-        return
-    typer.echo(_is_live(answer))
+    is_beside = not live and new != answer.live
+    told = beside("template", answer, new) if is_beside else _is_live(answer)
+    typer.echo("\n".join([told, *reached(answer)]))
 
 
 @cli.command()
 def rollback(
     name: Name,
     version: Version = None,
+    wait_all: WaitAll = False,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
     """Make an older version live again."""
     with connected(url, key) as client:
-        answer = client.templates.rollback(name, version)
+        answer = client.templates.rollback(name, version, wait=wait_for(wait_all))
     if as_json:
         print_json(answer)
     else:
-        typer.echo(_is_live(answer))
+        typer.echo("\n".join([_is_live(answer), *reached(answer)]))
 
 
 @cli.command()

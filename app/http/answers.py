@@ -6,14 +6,16 @@ from typing import Any
 
 from app.adapters.effect import warning_of
 from app.adapters.registry import AdapterRegistry, Adapters, ResolvedAdapter
+from app.adapters.version import AdapterVersion
 from app.engine.effect import Effect
 from app.serving.generation import FewShotPrompt, FewShotPrompts
 from app.templates.labels import LabelScore
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
-from app.versions.names import Names
+from app.versions.names import Names, Visible
+from app.versions.origin.following import Follower, Served
 from app.versions.records import Entry, Record
 from app.versions.splits import Split
-from softserve.schema.adapters import AdapterOut, EffectOut, VersionOut
+from softserve.schema.adapters import AdapterOut, EffectOut, OriginOut, VersionOut
 from softserve.schema.generation import AdapterUsed
 from softserve.schema.icl import (
     ExampleUsed,
@@ -24,7 +26,7 @@ from softserve.schema.icl import (
     TemplateUsed,
 )
 from softserve.schema.templates import Template, TemplateOut, TemplateSummary
-from softserve.schema.versions import ShadowOut, ShadowResults, SplitOut
+from softserve.schema.versions import ReplicaOut, ShadowOut, ShadowResults, SplitOut
 
 
 def adapters_used(adapters: Adapters) -> dict[str, AdapterUsed]:
@@ -39,25 +41,32 @@ def _adapter_used(used: ResolvedAdapter) -> AdapterUsed:
     return AdapterUsed(name=used.name, version=used.version.digest, **task)
 
 
-def adapter_out(adapters: AdapterRegistry, record: Record) -> AdapterOut:
+def adapter_out(
+    adapters: AdapterRegistry, record: Record, replicas: list[ReplicaOut] | None = None
+) -> AdapterOut:
     num_requests = adapters.num_requests(record.name)
     return AdapterOut(
-        **_name_fields(adapters.names, record),
+        **_name_fields(adapters.names, record, replicas),
         kind=record.kind,
         requests=num_requests.total(),
         versions=[
-            _version_out(adapters, record, entry, num_requests[entry.digest])
+            _version_out(adapters, record, entry, version, num_requests[entry.digest])
             for entry in record.history
+            if (version := adapters.names.version(entry.digest)) is not None
         ],
     )
 
 
 def _version_out(
-    adapters: AdapterRegistry, record: Record, entry: Entry, num_requests: int
+    adapters: AdapterRegistry,
+    record: Record,
+    entry: Entry,
+    version: AdapterVersion,
+    num_requests: int,
 ) -> VersionOut:
     return VersionOut(
         **_version_fields(record, entry),
-        **adapters.names.store.version(entry.digest).facts,
+        **version.facts,
         loaded=adapters.is_loaded(entry.digest),
         effect=_effect_out(entry.effect),
         warning=warning_of(entry.effect),
@@ -71,14 +80,34 @@ def _effect_out(effect: Effect | None) -> EffectOut | None:
     return EffectOut(kl_divergence=effect.kl_divergence, changed=effect.changed)
 
 
+def origin_out(follower: Follower, adapters: AdapterRegistry, visible: Visible) -> OriginOut:
+    behind = follower.behind_of(adapters.names)
+    return OriginOut(
+        replica=follower.replicas.id,
+        generation=follower.generation,
+        reachable=follower.origin.is_reachable,
+        publishes=follower.publishes,
+        behind={name: why for name, why in behind.items() if visible(name)},
+    )
+
+
+def replica_out(served: Served) -> ReplicaOut:
+    replica = served.replica
+    return ReplicaOut(
+        id=replica.id, host=replica.beat.host, serves=served.is_served, why=served.why or None
+    )
+
+
 def template_summary(templates: TemplateRegistry, record: Record) -> TemplateSummary:
     live = _live_template(templates, record)
     return TemplateSummary(**_template_fields(templates, record, live))
 
 
-def template_out(templates: TemplateRegistry, record: Record) -> TemplateOut:
+def template_out(
+    templates: TemplateRegistry, record: Record, replicas: list[ReplicaOut] | None = None
+) -> TemplateOut:
     live = _live_template(templates, record)
-    return TemplateOut(**_template_fields(templates, record, live), template=live)
+    return TemplateOut(**_template_fields(templates, record, live, replicas), template=live)
 
 
 def _live_template(templates: TemplateRegistry, record: Record) -> Template | None:
@@ -86,17 +115,24 @@ def _live_template(templates: TemplateRegistry, record: Record) -> Template | No
 
 
 def _template_fields(
-    templates: TemplateRegistry, record: Record, live: Template | None
+    templates: TemplateRegistry,
+    record: Record,
+    live: Template | None,
+    replicas: list[ReplicaOut] | None = None,
 ) -> dict[str, Any]:
-    return _name_fields(templates.names, record) | {
+    return _name_fields(templates.names, record, replicas) | {
         "description": "" if live is None else live.description,
         "num_examples": 0 if live is None else len(live.examples),
         "versions": [_version_fields(record, entry) for entry in record.history],
     }
 
 
-def _name_fields(names: Names[Any], record: Record) -> dict[str, Any]:
-    return {
+def _name_fields(
+    names: Names[Any], record: Record, replicas: list[ReplicaOut] | None
+) -> dict[str, Any]:
+    # Only what was asked for is sent.
+    told = {} if replicas is None else {"replicas": replicas}
+    return told | {
         "name": record.name,
         "live": record.live,
         "rejected": record.rejected,

@@ -32,10 +32,11 @@ from app.http.routes import routes_for
 from app.serving.admission import Admission
 from app.serving.few_shot import FewShot
 from app.serving.lifecycle import Lifecycle
-from app.serving.observation import observe
+from app.serving.observation import observe, observe_origin
 from app.serving.openai import OpenAIService
 from app.serving.service import Service
 from app.serving.shadowing import Shadowing
+from app.serving.sharing import follower_of
 from app.serving.warming import Warming
 from app.serving.watchdog import Watchdog
 from app.settings import Settings
@@ -74,7 +75,7 @@ def create_app(
     `on_failure` hears of an engine that cannot start or has died; `stop` begins the drain.
 
     Raises:
-        StartError: the file of keys cannot be used.
+        StartError: the file of keys, or the origin, cannot be used.
     """
     door = Door(settings)
     book = UsageBook(store_folder(settings))
@@ -94,6 +95,9 @@ def create_app(
     warming = Warming(engine, adapters, templates)
     adapter_folder = AdapterFolder(intake, settings.adapter_dir, settings.adapter_root)
     template_folder = TemplateFolder(templates, settings.template_dir, warming.warm)
+    follower = follower_of(settings, adapters, intake, templates, warming)
+
+    may_publish = None if follower is None else lambda: follower.publishes
 
     def show_memory() -> None:
         weights = engine.info.weights
@@ -101,13 +105,17 @@ def create_app(
             metrics.weight_bytes.labels(weights.precision, part).set(num_bytes)
         metrics.kv_cache_bytes.set(engine.info.kv_cache_bytes)
 
+    if follower is not None:
+        observe_origin(metrics, follower)
+
     lifecycle = Lifecycle(
         engine,
         adapters,
         templates,
         book,
-        FolderWatcher(adapters.names, adapter_folder),
-        FolderWatcher(templates.names, template_folder),
+        follower,
+        FolderWatcher(adapters.names, adapter_folder, may_publish),
+        FolderWatcher(templates.names, template_folder, may_publish),
         warming,
         admission,
         Watchdog(engine, admission, settings.engine_timeout_seconds),
@@ -146,6 +154,7 @@ def create_app(
     app.state.warming = warming
     app.state.adapters = adapters
     app.state.intake = intake
+    app.state.follower = follower
     app.state.lifecycle = lifecycle
     app.state.door = door
     app.state.book = book

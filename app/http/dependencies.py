@@ -1,6 +1,7 @@
 """What the routes share: the server's parts, who asks, and what every endpoint may answer."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response
@@ -11,12 +12,17 @@ from app.access.door import Door
 from app.access.usage import UsageBook
 from app.adapters.intake import Intake
 from app.adapters.registry import AdapterRegistry
+from app.errors import InvalidRequest
+from app.http.answers import replica_out
 from app.serving.few_shot import FewShot
 from app.serving.openai import OpenAIService
 from app.serving.service import Service
 from app.serving.warming import Warming
 from app.templates.registry import TemplateRegistry
+from app.versions.names import Names
+from app.versions.origin.following import Follower
 from softserve.schema.errors import ErrorAnswer
+from softserve.schema.versions import ReplicaOut, Wait
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -84,6 +90,42 @@ Live = Annotated[
         "requests that name it as `NAME@VERSION`."
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Whether an answer waits for all replicas; `follower` is None where there are no others."""
+
+    follower: Follower | None
+    for_all: bool
+
+    async def replicas(self, names: Names[Any], name: str) -> list[ReplicaOut] | None:
+        """Every replica that is alive, once they serve a name as it is now; None: not asked for."""
+        if not self.for_all or self.follower is None:
+            return None
+        return [replica_out(each) for each in await self.follower.wait_for_all(names, name)]
+
+
+async def _waiting(
+    follower: Annotated[Follower | None, _part("follower")],
+    wait: Annotated[
+        Wait | None,
+        Query(
+            description="`all`, with an origin: answer when every replica that is alive serves "
+            "it, and say which; after a minute at most."
+        ),
+    ] = None,
+) -> Waiting:
+    if wait is not None and follower is None:
+        raise InvalidRequest(
+            "wait=all is about the replicas of an --origin, and this server has none: leave it out",
+            param="wait",
+        )
+    return Waiting(follower, wait is not None)
+
+
+TheFollower = Annotated[Follower | None, _part("follower")]
+TheWaiting = Annotated[Waiting, Depends(_waiting)]
 
 
 def json_answer(answer: BaseModel) -> Response:

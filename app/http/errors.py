@@ -25,6 +25,7 @@ from app.errors import (
     KeyNotFound,
     KeyRequired,
     NotPermitted,
+    OriginUnavailable,
     QuotaExceeded,
     RequestTimedOut,
     ServerDraining,
@@ -63,6 +64,7 @@ STATUSES: dict[type[SoftserveError], tuple[int, str]] = {
     EngineStarting: (503, "engine_starting"),
     ServerDraining: (503, "server_draining"),
     StoreUnavailable: (503, "store_unavailable"),
+    OriginUnavailable: (503, "origin_unavailable"),
     EngineStalled: (503, "engine_stalled"),
     EngineDied: (503, "engine_died"),
 }

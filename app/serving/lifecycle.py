@@ -21,6 +21,7 @@ from app.serving.admission import Admission
 from app.serving.warming import Warming
 from app.serving.watchdog import Watchdog
 from app.templates.registry import TemplateRegistry
+from app.versions.origin.following import Follower
 from app.versions.watcher import FolderWatcher
 
 log = structlog.get_logger(__name__)
@@ -28,8 +29,8 @@ log = structlog.get_logger(__name__)
 WATCH_INTERVAL_SECONDS = 0.2
 # Enough for open requests to be answered, once nothing runs for them any more.
 ANSWER_TIMEOUT_SECONDS = 5.0
-# What lies in the watched folder is live when the server is ready; more than this many seconds'
-# worth of it goes on being added while requests are answered.
+# What lies in the watched folder, or in the origin, is live when the server is ready; more than
+# this many seconds' worth of it goes on being added while requests are answered.
 CATCH_UP_TIMEOUT_SECONDS = 30.0
 CLOSING_MESSAGE = "the server is shutting down: send this elsewhere"
 FAILED_MESSAGE = "the server has failed and restarts: send this elsewhere, or try again"
@@ -49,6 +50,7 @@ class Lifecycle:
         adapters: AdapterRegistry,
         templates: TemplateRegistry,
         book: UsageBook,
+        follower: Follower | None,
         adapter_watcher: FolderWatcher,
         template_watcher: FolderWatcher,
         warming: Warming,
@@ -61,6 +63,7 @@ class Lifecycle:
         self._adapters = adapters
         self._templates = templates
         self._book = book
+        self._follower = follower
         self._adapter_watcher = adapter_watcher
         self._template_watcher = template_watcher
         self._warming = warming
@@ -113,6 +116,9 @@ class Lifecycle:
         await self._templates.open()
         await self._book.open()
         await self._engine.start()
+        if self._follower is not None:
+            watching.create_task(self._follower.run())
+            await self._follower.catch_up(CATCH_UP_TIMEOUT_SECONDS)
         watching.create_task(self._adapter_watcher.run())
         await self._adapter_watcher.catch_up(CATCH_UP_TIMEOUT_SECONDS)
         # After the adapters, which a template may name.

@@ -12,6 +12,7 @@ from app.telemetry.metrics import Metrics, Series
 from app.telemetry.usage import Kind, Name
 from app.templates.registry import TemplateRegistry
 from app.versions.names import Names
+from app.versions.origin.following import Follower
 from app.versions.shadows import ShadowTally
 
 STATES: dict[type[Unavailable] | None, str] = {
@@ -103,6 +104,35 @@ def observe(
         "template": lambda name: _has(templates.names, name),
         "key": lambda name: door.knows(name.name),
     }
+
+
+def observe_origin(metrics: Metrics, follower: Follower) -> None:
+    """Serve the metrics of a replica that follows an origin."""
+    metrics.show_gauge(
+        "softserve_origin_generation",
+        "The generation of the origin's catalog that this replica follows.",
+        lambda: follower.generation,
+    )
+    metrics.show_gauge(
+        "softserve_origin_reachable",
+        "1 if the origin answered when it was asked last, else 0.",
+        lambda: follower.origin.is_reachable,
+    )
+    metrics.show_gauge(
+        "softserve_origin_names_behind",
+        "Names that this replica does not serve as the origin has them.",
+        lambda: len(follower.behind),
+    )
+    metrics.show_gauge(
+        "softserve_origin_replicas",
+        "Replicas that are alive, as far as this one knows.",
+        lambda: follower.replicas.num_alive,
+    )
+    metrics.show_gauge(
+        "softserve_origin_publishes",
+        "1 for the replica whose watched folders are those of all, else 0.",
+        lambda: follower.publishes,
+    )
 
 
 def _show_shadows(metrics: Metrics, *families: Names[Any]) -> None:

@@ -76,6 +76,7 @@ class TemplateRegistry:
             TemplateNotFound: no such name or version.
             TemplateRejected: it was valid once, and is not for this model.
         """
+        await self.names.bring(reference)
         name, digest = self.names.resolve(reference, "template", visible=visible, asker=asker)
         if digest not in self._compiled:
             self._compiled[digest] = await self.compiled(self.names.store.version(digest))

@@ -1,4 +1,4 @@
-"""Where the store of versions is."""
+"""Where the store of versions is, and where in an origin those of one model are."""
 
 import hashlib
 import re
@@ -20,5 +20,14 @@ def store_folder(settings: Settings) -> Path:
     path = Path(settings.model).expanduser()
     model = str(path.resolve()) if path.is_dir() else settings.model
     # The last part for the eyes, the hash because two models may share it.
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", Path(model).name)
+    readable = _readable(model)
     return parent / f"{readable}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+
+
+def origin_folder(settings: Settings) -> str:
+    """By the model's name, which replicas share wherever each of them has its folder."""
+    return _readable(settings.served_model_name or settings.model or default.NAME)
+
+
+def _readable(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(model).name)

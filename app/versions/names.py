@@ -2,13 +2,21 @@
 
 What becomes live is put into the store, made ready by its owner, and only then does the pointer
 flip. Whatever fails on the way leaves it where it was.
+
+Where an origin has the pointers, it flips there first; then here, as for what other replicas did.
 """
 
 import asyncio
 import difflib
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,8 +27,9 @@ from weakref import WeakValueDictionary
 import structlog
 
 from app.engine.effect import Effect
-from app.errors import InvalidRequest, SoftserveError
+from app.errors import InvalidRequest, OriginUnavailable, SoftserveError
 from app.versions.disk import in_thread, telling_disk_failures
+from app.versions.origin.shelf import Shelf, Staged
 from app.versions.records import (
     Entry,
     Record,
@@ -52,6 +61,8 @@ T = TypeVar("T")
 
 # Which names may be told to whoever asks.
 Visible = Callable[[str], bool]
+# The next record from the one before; what it holds ready stays so until the change is made.
+Change = Callable[[Record, AsyncExitStack], Awaitable[Record]]
 
 
 def everything(name: str) -> bool:
@@ -79,7 +90,8 @@ class Names(Generic[V]):
 
     `ready` holds a version ready to be used before requests may run on it, and `measure` tells
     meanwhile what it changes; `let_go` hears of every version on which none may run any more.
-    `num_swaps` counts how often another version became live.
+    `num_swaps` counts how often another version became live. `shelf` is what an origin has of them,
+    where there is one.
     """
 
     def __init__(
@@ -98,6 +110,7 @@ class Names(Generic[V]):
         self._let_go = let_go
         self._measure = measure
         self.num_swaps = 0
+        self.shelf: Shelf[V] | None = None
         self._tallies: dict[str, ShadowTally] = {}
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -133,20 +146,39 @@ class Names(Generic[V]):
 
         Raises that there is none, with those of the kind that are near and visible.
         """
-        record = self.store.record(name)
-        if record is not None and record.is_visible:
-            return record
+        record = self.store.record(name) or Record(name)
+        self._check_is_there(record, param, kind, visible)
+        return record
+
+    def version(self, digest: str) -> V | None:
+        """What is known of a version of a name, which an origin may have alone.
+
+        None where the origin has forgotten it, and the name is about to.
+        """
+        if self.shelf is not None and not self.store.has(digest):
+            return self.shelf.told(digest)
+        return self.store.version(digest)
+
+    def _check_is_there(
+        self,
+        record: Record,
+        param: str,
+        kind: str | None = None,
+        visible: Visible = everything,
+    ) -> None:
+        if record.is_visible:
+            return
         names = [
             other.name
             for other in self.store.records.values()
             if other.live is not None and kind in {None, other.kind} and visible(other.name)
         ]
-        close = difflib.get_close_matches(name, names, n=3)
+        close = difflib.get_close_matches(record.name, names, n=3)
         advice = (
             f"did you mean {' or '.join(close)}?" if close else f"GET {self.words.path} lists them"
         )
         raise self.words.not_found(
-            f"no {self.words.noun} is called {name[:64]!r}: {advice}", param=param
+            f"no {self.words.noun} is called {record.name[:64]!r}: {advice}", param=param
         )
 
     def resolve(
@@ -192,18 +224,23 @@ class Names(Generic[V]):
         one. Raises a conflict where the name is live as another kind, is split, or has no live
         version beside which one could be put, and whatever `ready` and `measure` raise.
         """
-        async with self.changing(name, version.digest) as record:
+        entries: list[Entry] = []
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
             if record.live == version.digest:
-                return await self._save(await self._claim(record, source, watched, version))
+                return await self._claim(record, source, watched, version)
             self._check_can_take(record, kind, live=live)
-            await self.in_thread(self.store.add, folder, version)
-            async with self._ready(version):
+            if not entries:
+                await self.in_thread(self.store.add, folder, version)
+                await held.enter_async_context(self._ready(version))
                 effect = await self._effect(version)
-                entry = Entry(version.digest, datetime.now(UTC), source, effect)
-                change = partial(published, kind=kind, watched=watched) if live else put_beside
-                return await self._save(
-                    change(record, entry, retention=self._retention, is_in_use=self.store.is_pinned)
-                )
+                entries.append(Entry(version.digest, datetime.now(UTC), source, effect))
+            put = partial(published, kind=kind, watched=watched) if live else put_beside
+            return put(
+                record, entries[0], retention=self._retention, is_in_use=self.store.is_pinned
+            )
+
+        return await self._change(name, change, Staged(folder, version))
 
     async def rollback(self, name: str, version: str | None = None) -> Record:
         """Make an older version live again.
@@ -216,15 +253,18 @@ class Names(Generic[V]):
         Raises that there is no such name or version, that there is nothing older, and whatever
         `ready` and `measure` raise.
         """
-        async with self.changing(name):
-            record = self.find(name, "name")
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
+            self._check_is_there(record, "name")
             if version is not None:
                 digest = self._find_version(record, version)
             elif record.split is not None and record.live is not None:
                 digest = record.live
             else:
                 digest = older_version(record, partial(self.words.conflict, param="version"))
-            return await self._make_live(record, rolled_back(record, digest), digest)
+            return await self._make_live(record, rolled_back(record, digest), digest, held)
+
+        return await self._change(name, change)
 
     async def promote(self, name: str, version: str | None = None) -> Record:
         """Make a version live that was tried beside the live one; what was live comes below it.
@@ -232,13 +272,16 @@ class Names(Generic[V]):
         Without `version` it is the one other version of a split, or else the shadow. Raises as
         `rollback` does, and a conflict where no version or several can be meant.
         """
-        async with self.changing(name):
-            record = self.find(name, "name")
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
+            self._check_is_there(record, "name")
             if version is not None:
                 digest = self._find_version(record, version)
             else:
                 digest = next_to_promote(record, partial(self.words.conflict, param="version"))
-            return await self._make_live(record, promoted(record, digest), digest)
+            return await self._make_live(record, promoted(record, digest), digest, held)
+
+        return await self._change(name, change)
 
     async def split(self, name: str, versions: Mapping[str, int], sticky: Sticky) -> Record:
         """Have the bare name mean several versions by weight, each of them proven ready first.
@@ -247,15 +290,19 @@ class Names(Generic[V]):
         no such name or version, `InvalidRequest` for what is no split, and whatever `ready` and
         `measure` raise.
         """
-        async with self.changing(name):
-            record = self.find(name, "name")
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
+            self._check_is_there(record, "name")
             not_found = partial(self.words.not_found, param="versions")
             split = Split(find_weights(record, versions, not_found), sticky)
             # One after the other: there may be no room for all of them at once.
             for digest in split.weights:
                 record = await self._proven(record, digest)
-            record = await self._save(shared(record, split))
-        log.info(f"{self.words.a_noun} is split", name=name, versions=split.weights, sticky=sticky)
+            return shared(record, split)
+
+        record = await self._change(name, change)
+        weights = None if record.split is None else record.split.weights
+        log.info(f"{self.words.a_noun} is split", name=name, versions=weights, sticky=sticky)
         return record
 
     async def shadow(self, name: str, version: str, percent: float) -> Record:
@@ -264,8 +311,9 @@ class Names(Generic[V]):
         Raises that there is no such name or version, a conflict where it is the live one, and
         whatever `ready` and `measure` raise.
         """
-        async with self.changing(name):
-            record = self.find(name, "name")
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
+            self._check_is_there(record, "name")
             digest = self._find_version(record, version)
             if record.live in {None, digest}:
                 raise self.words.conflict(
@@ -274,22 +322,34 @@ class Names(Generic[V]):
                     param="version",
                 )
             record = await self._proven(record, digest)
-            shadow = Shadow(digest, percent, datetime.now(UTC))
-            record = await self._save(shadowed(record, shadow))
+            return shadowed(record, Shadow(digest, percent, datetime.now(UTC)))
+
+        record = await self._change(name, change)
+        digest = None if record.shadow is None else record.shadow.digest
         log.info(f"{self.words.a_noun} has a shadow", name=name, version=digest, percent=percent)
         return record
 
     async def end_shadow(self, name: str) -> Record:
         """No version gets copies of requests. Raises that there is no such name."""
-        async with self.changing(name):
-            return await self._save(shadowed(self.find(name, "name"), None))
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
+            self._check_is_there(record, "name")
+            return shadowed(record, None)
+
+        return await self._change(name, change)
 
     async def remove(self, name: str) -> Record:
         """Forget a name with its versions; what it was. Raises that there is none."""
-        async with self.changing(name):
-            record = self.find(name, "name")
-            await self._save(removed(record))
-            return record
+        before = Record(name)
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
+            nonlocal before
+            self._check_is_there(record, "name")
+            before = record
+            return removed(record)
+
+        await self._change(name, change)
+        return before
 
     def tally(self, name: str) -> ShadowTally:
         """What came of a shadow's copies since it began, or since the server started."""
@@ -305,13 +365,19 @@ class Names(Generic[V]):
 
     async def mark_watched(self, name: str, watched: Watched) -> None:
         """Remember what the watched folder holds, where nothing else follows from it."""
-        async with self.changing(name) as record:
-            await self._save(replace(record, watched=watched))
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
+            return replace(record, watched=watched)
+
+        await self._change(name, change)
 
     async def forget_watched(self, name: str) -> None:
         """It has gone from the watched folder."""
-        async with self.changing(name) as record:
-            await self._save(folder_gone(record))
+
+        async def change(record: Record, held: AsyncExitStack) -> Record:
+            return folder_gone(record)
+
+        await self._change(name, change)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """Run blocking work on the store off the event loop. Raises `StoreUnavailable`."""
@@ -341,6 +407,91 @@ class Names(Generic[V]):
             finally:
                 await self._clear({*record.digests, *added})
 
+    async def _change(self, name: str, change: Change, added: Staged[V] | None = None) -> Record:
+        """Make a change in the turn of its name; `added` is a version that comes with it."""
+        digests = () if added is None else (added.version.digest,)
+        async with self.changing(name, *digests) as record, AsyncExitStack() as held:
+            if self.shelf is None:
+                return await self._save(await change(record, held))
+            after = await self.shelf.change(name, lambda record: change(record, held), added)
+            return await self._take_over(after)
+
+    async def follow(self, name: str) -> bool:
+        """Have a name be here as it is in the origin's catalog; whether it serves others then.
+
+        Raises whatever `ready` raises, and that a version cannot be fetched.
+        """
+        assert self.shelf is not None
+        if not self.shelf.has_catalog:
+            return False
+        async with self.changing(name) as before:
+            record = await self._take_over(self.shelf.record(name))
+        if record == before:
+            return False
+        log.info(
+            f"{self.words.a_noun} is as in the origin",
+            name=name,
+            version=record.live,
+        )
+        return record.served != before.served
+
+    async def bring(self, *references: str | None) -> None:
+        """With an origin: have here what these stand for, if it has it.
+
+        Raises that a version cannot be fetched, or is not taken here.
+        """
+        if self.shelf is None:
+            return
+        wanted = [each.partition("#")[0] for each in references if each is not None]
+        while away := [each for each in wanted if not self._is_here(each)]:
+            for reference in away:
+                await self._bring(reference)
+            # What is not found now, nobody has.
+            wanted = [each for each in wanted if self._digest_of(each) is not None]
+
+    async def _bring(self, reference: str) -> None:
+        assert self.shelf is not None
+        name = reference.partition("@")[0]
+        if self._digest_of(reference) is None:
+            # Without an answer, what is known here is all there is.
+            with suppress(OriginUnavailable):
+                await self.shelf.refresh()
+            if self.shelf.record(name) != (self.store.record(name) or Record(name)):
+                await self.follow(name)
+        if (digest := self._digest_of(reference)) is not None:
+            await self._here(digest)
+
+    def _digest_of(self, reference: str) -> str | None:
+        """What a reference stands for, as far as it is known here; None: nothing, or several."""
+        name, _, prefix = reference.partition("@")
+        record = self.store.record(name)
+        if record is None or record.live is None:
+            return None
+        found = [digest for digest in record.digests if digest.startswith(prefix)]
+        return (found[0] if len(found) == 1 else None) if prefix else record.live
+
+    def _is_here(self, reference: str) -> bool:
+        digest = self._digest_of(reference)
+        return digest is not None and self.store.has(digest)
+
+    async def _take_over(self, record: Record) -> Record:
+        """Flip to a record of the origin's, once what it serves is ready."""
+        before = self.store.record(record.name)
+        served = record.served - (frozenset() if before is None else before.served)
+        with ExitStack() as stack:
+            for digest in record.served:
+                stack.enter_context(self.store.pinned(digest))
+            for digest in sorted(served):
+                async with self._ready(await self._here(digest)):
+                    pass
+            return await self._save(record)
+
+    async def _here(self, digest: str) -> V:
+        """A version, in the store."""
+        if self.shelf is not None and not self.store.has(digest):
+            await self.shelf.fetch(digest)
+        return self.store.version(digest)
+
     async def _claim(self, record: Record, source: str, watched: Watched | None, live: V) -> Record:
         """The record once its live version is published again, which is loaded to be measured."""
         claim = claimed(record, source, watched)
@@ -348,16 +499,18 @@ class Names(Generic[V]):
             return claim
         return await self._proven(claim, live.digest)
 
-    async def _make_live(self, before: Record, after: Record, digest: str) -> Record:
+    async def _make_live(
+        self, before: Record, after: Record, digest: str, held: AsyncExitStack
+    ) -> Record:
         if after == before:
             return before
-        version = self.store.version(digest)
-        async with self._ready(version):
-            return await self._save(await self._with_effect(after, version))
+        version = await self._here(digest)
+        await held.enter_async_context(self._ready(version))
+        return await self._with_effect(after, version)
 
     async def _proven(self, record: Record, digest: str) -> Record:
         """The record once a version of its history was ready to be used."""
-        version = self.store.version(digest)
+        version = await self._here(digest)
         async with self._ready(version):
             return await self._with_effect(record, version)
 

@@ -96,7 +96,7 @@ class Store(Generic[V]):
             self._records = self._read_records()
             # A damaged record may have named versions that no other names: they are left.
             if not any(record.damaged for record in self._records.values()):
-                self.collect(path.name for path in list(self._versions.iterdir()))
+                self.collect_all()
         except Timeout as error:
             raise StartError(
                 f"another server uses {self.title} {self._folder}: stop it, or give this one a "
@@ -125,6 +125,10 @@ class Store(Generic[V]):
 
     def folder(self, digest: str) -> Path:
         return self._versions / digest
+
+    def has(self, digest: str) -> bool:
+        """Whether a version is in the store."""
+        return digest in self._known
 
     def version(self, digest: str) -> V:
         """A version that is in the store."""
@@ -200,6 +204,10 @@ class Store(Generic[V]):
                 with suppress(FileNotFoundError):
                     self.folder(digest).rename(trash / digest)
                 self._known.pop(digest, None)
+
+    def collect_all(self) -> None:
+        """The same, of every version that is there."""
+        self.collect([path.name for path in self._versions.iterdir()])
 
     def _record_file(self, name: str) -> Path:
         return self._names / f"{name}.json"

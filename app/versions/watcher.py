@@ -105,11 +105,20 @@ class FolderWatcher:
     """Acts upon what changes in a folder, which need not exist.
 
     A missing folder says nothing about its names: it may be a volume that is not mounted.
+
+    With `may_act`, servers share their names, and one of them at a time acts upon its folder. What
+    this one has never seen in its own, another may have: it is not gone.
     """
 
-    def __init__(self, names: Names[Any], contents: Contents) -> None:
+    def __init__(
+        self,
+        names: Names[Any],
+        contents: Contents,
+        may_act: Callable[[], bool] | None = None,
+    ) -> None:
         self._names = names
         self._contents = contents
+        self._may_act = may_act
         self._noun = names.words.noun
         self._identity: tuple[int, int] | None = None
         self._replaced = asyncio.Event()
@@ -118,6 +127,7 @@ class FolderWatcher:
         self._turns = asyncio.Semaphore(MAX_ACTIONS)
         self._changed = asyncio.Event()
         self._ignored: set[str] = set()
+        self._seen: set[str] = set()
         self._caught_up = asyncio.Event()
 
     async def run(self) -> None:
@@ -182,6 +192,10 @@ class FolderWatcher:
 
     async def _scan(self) -> None:
         """Act upon everything that does not look as it did when it was last acted upon."""
+        if self._may_act is not None and not self._may_act():
+            self._waiting.clear()
+            self._caught_up.set()
+            return
         identity, looks = await asyncio.to_thread(self._look_around, self._acted_upon())
         if identity != self._identity:
             self._identity = identity
@@ -195,13 +209,18 @@ class FolderWatcher:
         # Asked for again: something may have been acted upon during the look.
         acted_upon = self._acted_upon()
         now = time.monotonic()
+        self._seen.update(looks)
         for name in looks.keys() | acted_upon.keys() | self._waiting.keys():
             if NAME.fullmatch(name) is None:
                 self._ignore(name)
-            elif name not in self._acting:
+            elif name not in self._acting and self._is_own(name):
                 self._consider(name, looks.get(name, GONE), acted_upon.get(name), now)
         if all(waiting.look.missing or waiting.since > now for waiting in self._waiting.values()):
             self._caught_up.set()
+
+    def _is_own(self, name: str) -> bool:
+        """Whether it can be gone from this folder."""
+        return self._may_act is None or name in self._seen
 
     def _look_around(
         self, acted_upon: Mapping[str, str]

@@ -128,6 +128,10 @@ class StoreUnavailable(Unavailable):
     """The disk of the store is full, or cannot be written."""
 
 
+class OriginUnavailable(Unavailable):
+    """The origin that replicas share versions through is out of reach, or damaged."""
+
+
 class ServerFailed(Refused):
     """A defect of the server; its log has the reason."""
 
@@ -158,6 +162,7 @@ CLASSES: dict[str, type[Refused]] = {
     "engine_died": EngineDown,
     "request_timed_out": RequestTimedOut,
     "store_unavailable": StoreUnavailable,
+    "origin_unavailable": OriginUnavailable,
     "internal_error": ServerFailed,
 }
 

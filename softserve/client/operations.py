@@ -24,7 +24,7 @@ from softserve.schema.inspection import InspectAnswer
 from softserve.schema.keys import KeyCreated, KeyList, UsageReport
 from softserve.schema.server import Health, ModelInfo
 from softserve.schema.templates import Template, TemplateList, TemplateOut
-from softserve.schema.versions import NameFields, Sticky
+from softserve.schema.versions import NameFields, Sticky, Wait
 
 Named = TypeVar("Named", bound=NameFields)
 
@@ -55,21 +55,30 @@ class Names(Group[Link], Generic[Link, Named]):
         return Call("DELETE", self._path_of(name), as_nothing, patient=True)
 
     @operation
-    def rollback(self, name: str, version: str | None = None) -> Call[Named]:
+    def rollback(
+        self, name: str, version: str | None = None, *, wait: Wait | None = None
+    ) -> Call[Named]:
         """Make an older version live again; without `version`, the one before the live one."""
-        return self._post(name, "rollback", {"version": version})
+        return self._post(name, "rollback", {"version": version}, wait)
 
     @operation
-    def promote(self, name: str, version: str | None = None) -> Call[Named]:
+    def promote(
+        self, name: str, version: str | None = None, *, wait: Wait | None = None
+    ) -> Call[Named]:
         """Make the version live that was tried, in a split or as a shadow."""
-        return self._post(name, "promote", {"version": version})
+        return self._post(name, "promote", {"version": version}, wait)
 
     @operation
     def split(
-        self, name: str, versions: Mapping[str, int], *, sticky: Sticky = "none"
+        self,
+        name: str,
+        versions: Mapping[str, int],
+        *,
+        sticky: Sticky = "none",
+        wait: Wait | None = None,
     ) -> Call[Named]:
         """Share its requests among versions, by weight; `promote` or `rollback` ends it."""
-        return self._post(name, "split", {"versions": dict(versions), "sticky": sticky})
+        return self._post(name, "split", {"versions": dict(versions), "sticky": sticky}, wait)
 
     @operation
     def shadow(self, name: str, version: str, *, percent: float) -> Call[Named]:
@@ -81,9 +90,17 @@ class Names(Group[Link], Generic[Link, Named]):
         """Have no shadow any more."""
         return Call("DELETE", f"{self._path_of(name)}/shadow", as_model(self._answer_type))
 
-    def _post(self, name: str, action: str, body: Mapping[str, Any]) -> Call[Named]:
-        path = f"{self._path_of(name)}/{action}"
-        return Call("POST", path, as_model(self._answer_type), _given(body), patient=True)
+    def _post(
+        self, name: str, action: str, body: Mapping[str, Any], wait: Wait | None = None
+    ) -> Call[Named]:
+        return Call(
+            "POST",
+            f"{self._path_of(name)}/{action}",
+            as_model(self._answer_type),
+            _given(body),
+            query=_query(wait=wait),
+            patient=True,
+        )
 
     def _path_of(self, name: str) -> str:
         return _path(self._path, self._what, name)
@@ -108,17 +125,19 @@ class Adapters(Names[Link, AdapterOut]):
         force: bool = False,
         task: int | None = None,
         live: bool = True,
+        wait: Wait | None = None,
         on_progress: OnProgress | None = None,
     ) -> Call[AdapterOut]:
         """Send a folder of this machine that PEFT wrote, or an archive of one.
 
-        It answers when the version is checked, loaded and live, or beside the live one.
+        It answers when the version is checked, loaded and live, or beside the live one; with `wait`
+        on every replica that is alive, where several share an origin.
         """
         fields = {"force": "true"} if force else {}
         if task is not None:
             fields["task"] = str(task)
         upload = Upload(files_of(Path(source).expanduser()), fields, on_progress)
-        return self._put(name, live, upload=upload)
+        return self._put(name, _query(live, wait), upload=upload)
 
     @operation
     def add(
@@ -130,17 +149,18 @@ class Adapters(Names[Link, AdapterOut]):
         force: bool = False,
         task: int | None = None,
         live: bool = True,
+        wait: Wait | None = None,
     ) -> Call[AdapterOut]:
         """Name a folder on the server's machine, or a hub id, for the server to fetch."""
         body = {"source": source, "revision": revision, "force": force or None, "task": task}
-        return self._put(name, live, body=_given(body))
+        return self._put(name, _query(live, wait), body=_given(body))
 
-    def _put(self, name: str, live: bool, **content: Any) -> Call[AdapterOut]:
+    def _put(self, name: str, query: dict[str, str], **content: Any) -> Call[AdapterOut]:
         return Call(
             "PUT",
             self._path_of(name),
             as_model(AdapterOut),
-            query=_live(live),
+            query=query,
             patient=True,
             **content,
         )
@@ -158,7 +178,12 @@ class Templates(Names[Link, TemplateOut]):
 
     @operation
     def add(
-        self, name: str, template: Template | Mapping[str, Any], *, live: bool = True
+        self,
+        name: str,
+        template: Template | Mapping[str, Any],
+        *,
+        live: bool = True,
+        wait: Wait | None = None,
     ) -> Call[TemplateOut]:
         """Add a template, or a new version of one."""
         return Call(
@@ -166,7 +191,7 @@ class Templates(Names[Link, TemplateOut]):
             self._path_of(name),
             as_model(TemplateOut),
             body=_template(template),
-            query=_live(live),
+            query=_query(live, wait),
             patient=True,
         )
 
@@ -308,8 +333,8 @@ def _given(body: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def _live(live: bool) -> dict[str, str]:
-    return {} if live else {"live": "false"}
+def _query(live: bool = True, wait: Wait | None = None) -> dict[str, str]:
+    return ({} if live else {"live": "false"}) | ({} if wait is None else {"wait": wait})
 
 
 def _template(template: str | Template | Mapping[str, Any]) -> Any:

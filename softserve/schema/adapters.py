@@ -118,7 +118,34 @@ class AdapterOut(NameFields):
     versions: list[VersionOut] = Field(description="Newest first.", examples=[[]])
 
 
+class OriginOut(BaseModel):
+    """How far this replica follows the origin that all replicas share."""
+
+    replica: str = Field(
+        description="This replica: when it started, and a random part.",
+        examples=["1764230400000-1f0c9d2a"],
+    )
+    generation: int = Field(
+        description="The generation of the origin's catalog that it follows.", examples=[17]
+    )
+    reachable: bool = Field(
+        description="Whether the origin answered when it was asked last.", examples=[True]
+    )
+    publishes: bool = Field(
+        description="Whether the watched folders of this replica are those of all.",
+        examples=[True],
+    )
+    behind: dict[str, str] = Field(
+        description="The adapters that it does not serve as the origin has them, with the reason; "
+        "an empty one where they are on their way.",
+        examples=[{}],
+    )
+
+
 class AdapterList(BaseModel):
     """Every adapter, by name."""
 
     adapters: list[AdapterOut] = Field(description="By name.", examples=[[]])
+    origin: OriginOut | None = Field(
+        None, description="With an origin: how far this replica follows it.", examples=[None]
+    )

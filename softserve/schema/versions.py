@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 from softserve.schema.fields import MAX_INTEGER, SHOWN_DIGEST, SHOWN_DIGITS, Body, NonEmptyText
 
 Sticky = Literal["none", "key", "session"]
+# For whom the answer to a change waits, beside the server that made it.
+Wait = Literal["all"]
 # A digest, or at least six of its first digits.
 VersionReference = Annotated[NonEmptyText, Field(max_length=64)]
 Weight = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
@@ -146,6 +148,23 @@ class VersionFields(BaseModel):
     )
 
 
+class ReplicaOut(BaseModel):
+    """A replica that is alive, and whether it serves what was asked for."""
+
+    id: str = Field(
+        description="The replica: when it started, and a random part.",
+        examples=["1764230400000-1f0c9d2a"],
+    )
+    host: str = Field(description="The name of its machine.", examples=["softserve-0"])
+    serves: bool = Field(description="Whether it serves the change.", examples=[True])
+    why: str | None = Field(
+        None,
+        description="Why it does not; null where it does, or was still about to when the wait "
+        "was over.",
+        examples=[None],
+    )
+
+
 class NameFields(BaseModel):
     """A name, and what it points to."""
 
@@ -164,6 +183,11 @@ class NameFields(BaseModel):
     rejected: str | None = Field(
         description="Why what lies in the watched folder, or in the store, is not served, if it "
         "is not.",
+        examples=[None],
+    )
+    replicas: list[ReplicaOut] | None = Field(
+        None,
+        description="With `wait=all`: every replica that is alive.",
         examples=[None],
     )
 

@@ -21,6 +21,7 @@ from app.errors import (
     InvalidRequest,
     KeyRequired,
     NotPermitted,
+    OriginUnavailable,
     QuantizationFailed,
     QuotaExceeded,
     ReferenceFailed,
@@ -54,6 +55,7 @@ INTERNAL = {"error": {"type": "internal_error", "message": INTERNAL_MESSAGE, "pa
         (EngineStarting, 503, "engine_starting"),
         (ServerDraining, 503, "server_draining"),
         (StoreUnavailable, 503, "store_unavailable"),
+        (OriginUnavailable, 503, "origin_unavailable"),
         (EngineDied, 503, "engine_died"),
     ],
 )

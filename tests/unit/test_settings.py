@@ -62,6 +62,13 @@ def test_limits_are_settings() -> None:
         ("max_sequences_in_flight", 0),
         ("admin_key", ""),
         ("max_lora_rank", 0),
+        ("origin", "http://bucket/prefix"),
+        ("origin", "/srv/origin"),
+        ("origin", "file:srv"),
+        ("origin", "file:///"),
+        ("origin", "s3://"),
+        ("origin", "s3://key:secret@bucket"),
+        ("origin", "s3://bucket?x=1"),
         ("cors_origin", "*"),
         ("cors_origin", "https://app.example/"),
         ("cors_origin", "app.example"),
@@ -77,3 +84,10 @@ def test_bad_values(name: str, value: object) -> None:
         Settings(**{name: value})  # type: ignore[arg-type]
     # Of several values, the one at fault is told by its place.
     assert [error["loc"][0] for error in raised.value.errors()] == [name]
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket", "s3://bucket/a/b", "gs://b/a", "az://container/a", "file:///srv/a b"]
+)
+def test_an_origin(url: str) -> None:
+    assert Settings(origin=url).origin == Settings(origin=f"{url}/").origin == url

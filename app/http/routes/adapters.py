@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException
 
 from app.adapters.staging import UploadedFile
 from app.errors import InvalidRequest
-from app.http.answers import adapter_out
+from app.http.answers import adapter_out, origin_out
 from app.http.dependencies import (
     ERRORS,
     NOT_FOUND,
@@ -20,8 +20,10 @@ from app.http.dependencies import (
     Live,
     TheAdapters,
     TheCaller,
+    TheFollower,
     TheIntake,
     TheService,
+    TheWaiting,
 )
 from app.http.guard import router_for
 from app.http.media_types import FORM, media_type
@@ -62,13 +64,27 @@ admins = router_for("admin", prefix="/adapters")
 routers = (readers, admins)
 
 
-@readers.get("", summary="List the adapters, with their versions")
-async def list_adapters(caller: TheCaller, adapters: TheAdapters) -> AdapterList:
+@readers.get(
+    "", summary="List the adapters, with their versions", response_model_exclude_unset=True
+)
+async def list_adapters(
+    caller: TheCaller, adapters: TheAdapters, follower: TheFollower
+) -> AdapterList:
     records = [each for each in adapters.names.list() if caller.may_use_adapter(each.name)]
-    return AdapterList(adapters=[adapter_out(adapters, record) for record in records])
+    shown = [adapter_out(adapters, record) for record in records]
+    if follower is None:
+        return AdapterList(adapters=shown)
+    return AdapterList(
+        adapters=shown, origin=origin_out(follower, adapters, caller.may_use_adapter)
+    )
 
 
-@readers.get("/{name}", summary="Show one adapter", responses=NOT_FOUND | {422: ERRORS[422]})
+@readers.get(
+    "/{name}",
+    summary="Show one adapter",
+    response_model_exclude_unset=True,
+    responses=NOT_FOUND | {422: ERRORS[422]},
+)
 async def show_adapter(name: str, caller: TheCaller, adapters: TheAdapters) -> AdapterOut:
     caller.require_adapter(name, "name")
     return adapter_out(adapters, adapters.names.get(name, caller.may_use_adapter))
@@ -77,6 +93,7 @@ async def show_adapter(name: str, caller: TheCaller, adapters: TheAdapters) -> A
 @admins.put(
     "/{name}",
     summary="Add an adapter, or a new version of one",
+    response_model_exclude_unset=True,
     responses=REFUSALS,
     openapi_extra={
         "requestBody": {
@@ -94,6 +111,7 @@ async def put_adapter(
     service: TheService,
     adapters: TheAdapters,
     intake: TheIntake,
+    waiting: TheWaiting,
     live: Live = True,
 ) -> AdapterOut:
     """It is checked, stored, loaded, and then live: the very next request uses it."""
@@ -102,15 +120,15 @@ async def put_adapter(
         async with _form(request) as form:
             files, force, task = _parse_form(form)
             record = await intake.add_upload(name, files, force=force, task=task, live=live)
-            return adapter_out(adapters, record)
-    body = await _parse_source(request)
-    record = await intake.add_source(
-        name, body.source, body.revision, force=body.force, task=body.task, live=live
-    )
-    return adapter_out(adapters, record)
+    else:
+        body = await _parse_source(request)
+        record = await intake.add_source(
+            name, body.source, body.revision, force=body.force, task=body.task, live=live
+        )
+    return adapter_out(adapters, record, await waiting.replicas(adapters.names, name))
 
 
-async def _pointers(service: TheService, adapters: TheAdapters) -> Pointers:
+async def _pointers(service: TheService, adapters: TheAdapters, waiting: TheWaiting) -> Pointers:
     async def nothing(name: str) -> None:
         """What is served is loaded already."""
 
@@ -121,6 +139,7 @@ async def _pointers(service: TheService, adapters: TheAdapters) -> Pointers:
         adapters.promote,
         settle=nothing,
         answer=partial(adapter_out, adapters),
+        waiting=waiting,
     )
 
 

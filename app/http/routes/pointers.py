@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
 
-from app.http.dependencies import NOT_FOUND, REFUSALS
+from app.http.dependencies import NOT_FOUND, REFUSALS, Waiting
 from app.serving.service import Service
 from app.versions.names import Names
 from app.versions.records import Record
 from softserve.schema.versions import (
     NameFields,
     PromoteBody,
+    ReplicaOut,
     RollbackBody,
     ShadowBody,
     SplitBody,
@@ -26,7 +27,8 @@ Flip = Callable[[str, str | None], Awaitable[Record]]
 class Pointers:
     """The names of a family, how they are flipped, and what is told of one.
 
-    `settle` is what follows when requests for a bare name may run on other versions.
+    `settle` is what follows when requests for a bare name may run on other versions; `waiting`
+    says whether an answer waits for the other replicas.
     """
 
     service: Service
@@ -34,13 +36,17 @@ class Pointers:
     rollback: Flip
     promote: Flip
     settle: Callable[[str], Awaitable[None]]
-    answer: Callable[[Record], object]
+    answer: Callable[[Record, list[ReplicaOut] | None], object]
+    waiting: Waiting
 
     async def flip(self, flip: Flip, name: str, body: RollbackBody | PromoteBody | None) -> object:
         self.service.check_serving()
         record = await flip(name, None if body is None else body.version)
         await self.settle(name)
-        return self.answer(record)
+        return await self.answered(record)
+
+    async def answered(self, record: Record) -> object:
+        return self.answer(record, await self.waiting.replicas(self.names, record.name))
 
 
 def add_routes(
@@ -51,7 +57,11 @@ def add_routes(
 ) -> None:
     """Add them to the routes of a family, whose `pointers` are a dependency."""
     The = Annotated[Pointers, Depends(pointers)]  # noqa: N806 (a type)
-    route: dict[str, Any] = {"response_model": answer_type, "responses": REFUSALS | NOT_FOUND}
+    route: dict[str, Any] = {
+        "response_model": answer_type,
+        "response_model_exclude_unset": True,
+        "responses": REFUSALS | NOT_FOUND,
+    }
 
     @admins.post(
         "/{name}/rollback", summary=f"Make an older version of {a_noun} live again", **route
@@ -79,7 +89,7 @@ def add_routes(
         of.service.check_serving()
         record = await of.names.split(name, body.versions, body.sticky)
         await of.settle(name)
-        return of.answer(record)
+        return await of.answered(record)
 
     @admins.post(
         "/{name}/shadow",
@@ -89,7 +99,7 @@ def add_routes(
     async def shadow(name: str, of: The, body: ShadowBody) -> object:
         """The copies are compared with the live answers and thrown away."""
         of.service.check_serving()
-        return of.answer(await of.names.shadow(name, body.version, body.percent))
+        return await of.answered(await of.names.shadow(name, body.version, body.percent))
 
     @admins.delete(
         "/{name}/shadow",
@@ -98,4 +108,4 @@ def add_routes(
     )
     async def end_shadow(name: str, of: The) -> object:
         of.service.check_serving()
-        return of.answer(await of.names.end_shadow(name))
+        return await of.answered(await of.names.end_shadow(name))

@@ -13,6 +13,7 @@ from app.http.dependencies import (
     TheCaller,
     TheService,
     TheTemplates,
+    TheWaiting,
     TheWarming,
     json_answer,
 )
@@ -23,6 +24,7 @@ from app.http.routes.pointers import Pointers, add_routes
 from app.templates.source import parse_yaml, validate_template
 from app.versions.records import FROM_UPLOAD, Record
 from softserve.schema.templates import Template, TemplateList, TemplateOut
+from softserve.schema.versions import ReplicaOut
 
 HOW_TO_SEND = (
     "the body is not JSON, and was not sent as YAML: send YAML with the header content-type: "
@@ -34,7 +36,9 @@ admins = router_for("admin", prefix="/icl/templates")
 routers = (readers, admins)
 
 
-@readers.get("", summary="List the templates, with their versions")
+@readers.get(
+    "", summary="List the templates, with their versions", response_model_exclude_unset=True
+)
 async def list_templates(caller: TheCaller, templates: TheTemplates) -> TemplateList:
     records = [each for each in templates.names.list() if caller.may_use_template(each.name)]
     return TemplateList(templates=[template_summary(templates, record) for record in records])
@@ -72,6 +76,7 @@ async def put_template(
     service: TheService,
     templates: TheTemplates,
     warming: TheWarming,
+    waiting: TheWaiting,
     live: Live = True,
 ) -> Response:
     """It is checked, stored, and then live: the very next request uses it."""
@@ -80,15 +85,18 @@ async def put_template(
     record = await templates.publish(name, template, FROM_UPLOAD, live=live)
     if live:
         await warming.warm(name)
-    return json_answer(template_out(templates, record))
+    replicas = await waiting.replicas(templates.names, name)
+    return json_answer(template_out(templates, record, replicas))
 
 
-async def _pointers(service: TheService, templates: TheTemplates, warming: TheWarming) -> Pointers:
-    def answer(record: Record) -> Response:
-        return json_answer(template_out(templates, record))
+async def _pointers(
+    service: TheService, templates: TheTemplates, warming: TheWarming, waiting: TheWaiting
+) -> Pointers:
+    def answer(record: Record, replicas: list[ReplicaOut] | None) -> Response:
+        return json_answer(template_out(templates, record, replicas))
 
     names = templates.names
-    return Pointers(service, names, names.rollback, names.promote, warming.warm, answer)
+    return Pointers(service, names, names.rollback, names.promote, warming.warm, answer, waiting)
 
 
 add_routes(admins, "a template", TemplateOut, _pointers)

@@ -271,3 +271,15 @@ def test_rows_that_do_not_fit_are_left_out(url: str, data: Path) -> None:
     assert "1 rows were left out" in result.stdout
     assert "0 shots: 1 refused" in result.stdout
     assert "left out: line 2 is refused: inputs with zero" in result.stderr
+
+
+def test_it_is_said_which_replicas_serve_it(tmp_path: Path) -> None:
+    (tmp_path / "origin").mkdir()
+    file = tmp_path / "mood.yaml"
+    file.write_text(YAML)
+    with served(tmp_path, origin=f"file://{tmp_path}/origin") as url:
+        added = run(url, "template", "add", "mood", file, "--wait-all")
+        assert added.stdout.splitlines()[1] == "1 of 1 replicas serve it."
+        assert "replicas" not in run(url, "template", "add", "mood", file).stdout
+        shown = json.loads(run(url, "template", "rollback", "mood", "--json").stdout or "{}")
+        assert "serves" not in str(shown)

@@ -95,6 +95,16 @@ def test_one_client_keeps_its_connection(server: Server) -> None:
             {"source": "me/x"},
         ),
         (lambda c: c.adapters.rollback("x"), "POST /adapters/x/rollback", {}),
+        (
+            lambda c: c.adapters.rollback("x", wait="all"),
+            "POST /adapters/x/rollback?wait=all",
+            {},
+        ),
+        (
+            lambda c: c.templates.add("x", {"query_format": "q"}, live=False, wait="all"),
+            "PUT /icl/templates/x?live=false&wait=all",
+            {"query_format": "q"},
+        ),
         (lambda c: c.adapters.promote("x", "ab"), "POST /adapters/x/promote", {"version": "ab"}),
         (
             lambda c: c.templates.split("x", {"ab": 9, "cd": 1}, sticky="key"),

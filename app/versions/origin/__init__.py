@@ -1,0 +1,1 @@
+"""The origin: versions and pointers that several replicas share, in object storage or a folder."""
