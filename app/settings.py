@@ -91,10 +91,11 @@ class Settings(Limits, BaseSettings):
     context_window: PositiveInt | None = Field(
         None, description="Tokens in prompt and completion; without it, the model's own maximum."
     )
-    encoder_window: PositiveInt = Field(
-        512,
+    encoder_window: PositiveInt | None = Field(
+        None,
         description="Tokens in the prompt of an encoder-decoder model, its soft prompt's included; "
-        "--context-window is its decoder's.",
+        "without it, 512, or as many as the model has positions. --context-window is its "
+        "decoder's.",
     )
     kv_cache_gib: float | None = Field(
         None,

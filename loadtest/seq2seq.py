@@ -133,20 +133,11 @@ def _table(by_transformers: Sequence[float], by_clients: dict[int, list[Measurem
 def make_model(folder: Path) -> Path:
     """A random model of FLAN-T5-small's shape whose tokenizer has a token for each common word."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Tokenizer
 
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    words = [*special.values(), *dict.fromkeys(WORDS)]
-    words += [f"word{index}" for index in range(len(words), VOCABULARY_SIZE)]
-    ids = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=special["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    end = (special["eos_token"], ids[special["eos_token"]])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {special['eos_token']}", special_tokens=[end]
-    )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    pieces = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in dict.fromkeys(WORDS))]
+    pieces += [f"▁word{index}" for index in range(len(pieces), VOCABULARY_SIZE)]
+    T5Tokenizer(vocab=[(piece, 0.0) for piece in pieces], extra_ids=0).save_pretrained(folder)
     torch.manual_seed(0)
     config = AutoConfig.for_model("t5", **SHAPE)
     AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)

@@ -14,10 +14,12 @@ from xdist.scheduler import LoadScopeScheduling
 ON_AN_ENGINE_OF_THEIR_OWN = (
     "tests/server/test_adapter_check.py",
     "tests/server/test_architectures.py",
+    "tests/server/test_bart_server.py",
     "tests/server/test_encoder_decoder.py",
     "tests/server/test_fused_projections.py",
     "tests/server/test_odd_models.py",
     "tests/server/test_precision.py",
+    "tests/server/test_seq2seq_clients.py",
     "tests/server/test_seq2seq_server.py",
     "tests/server/test_start.py",
 )

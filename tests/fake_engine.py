@@ -9,6 +9,9 @@ Only a LoRA whose matrices B are zero changes nothing, as in any model.
 
 With tokens that its decoder starts with, it echoes these before the prompt, and a colon.
 
+With beams, each completion comes in one piece, at its end; every one after the first, the best,
+lacks one more token of the echo's end.
+
 With a structure it echoes that in place of the prompt, of `choice` the first text: a completion
 shows that it was asked for. It refuses a regular expression that Python refuses.
 """
@@ -19,7 +22,9 @@ import json
 import random
 import re
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +80,7 @@ class FakeEngine:
         has_chat_template: bool = True,
         schedules_by_priority: bool = False,
         encoder_window: int | None = None,
+        forced_bos_token_id: int | None = None,
     ) -> None:
         self._info = EngineInfo(
             model="echo",
@@ -91,6 +97,7 @@ class FakeEngine:
             engine="fake",
             engine_version="1",
             encoder_window=encoder_window,
+            forced_bos_token_id=forced_bos_token_id,
         )
         self._has_chat_template = has_chat_template
         self._may_start = asyncio.Event()
@@ -291,7 +298,8 @@ class FakeEngine:
                     num_chunks += 1
                     if chunk.finish_reason is not None:
                         running.remove(completion)
-                    yield chunk
+                    if (piece := completion.piece(chunk)) is not None:
+                        yield piece
             self.finished.append(name)
         finally:
             if running:
@@ -336,13 +344,15 @@ class Completion:
     def __init__(self, prompt: Prompt, echo: list[int], decoding: Decoding, index: int) -> None:
         sampling = decoding.sampling
         self._prompt, self._decoding, self._index = prompt, decoding, index
-        self._echo = echo
+        self._has_beams = sampling.num_beams > 1
+        self._echo = echo[: len(echo) - index] if self._has_beams else echo
         seed = None if sampling.seed is None else f"{sampling.seed}/{prompt.index}/{index}"
         self._random = random.Random(seed)  # noqa: S311 (it samples tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._text = ""
         self._num_sent = 0
         self._num_tokens = 0
+        self._chunks: list[GenerationChunk] = []
 
     def step(self) -> GenerationChunk:
         """One more token."""
@@ -358,6 +368,20 @@ class Completion:
             reason = "stop"
         held_back = 0 if reason else max(map(len, self._decoding.sampling.stop), default=1) - 1
         return self._chunk(held_back, reason, (token,), (self._logprobs(expected, token),))
+
+    def piece(self, chunk: GenerationChunk) -> GenerationChunk | None:
+        """What is sent when this chunk is made: with beams all chunks as one, after the last."""
+        if not self._has_beams:
+            return chunk
+        self._chunks.append(chunk)
+        if chunk.finish_reason is None:
+            return None
+        return replace(
+            chunk,
+            text="".join(each.text for each in self._chunks),
+            token_ids=tuple(chain.from_iterable(each.token_ids for each in self._chunks)),
+            logprobs=tuple(chain.from_iterable(each.logprobs for each in self._chunks)),
+        )
 
     def abort(self) -> GenerationChunk:
         return self._chunk(0, "abort", (), ())

@@ -99,14 +99,15 @@ class Probe:
         trained = version.trained_tokens[:MAX_TRAINED_TOKENS]
         token_ids = [*await self._engine.tokenize(PROBE_TEXT), *trained][-room:]
         if version.kind == "lora":
-            return Prompt(0, token_ids, lora=version.digest)
-        return Prompt(
+            return Prompt(0, token_ids, lora=version.digest).behind_forced(info)
+        prompt = Prompt(
             0,
             token_ids,
             soft_prompt=version.digest,
             num_virtual_tokens=num_virtual_tokens,
             task=None if version.num_tasks is None else 0,
         )
+        return prompt.behind_forced(info)
 
     async def _ask(self, prompt: Prompt) -> Effect:
         request_id = f"effect-{uuid.uuid4().hex}"

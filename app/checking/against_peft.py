@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from app.checking.admission import Admitted
 from app.checking.comparison import Difference, change, difference
@@ -18,6 +19,11 @@ from app.engine.generation import resolve_sampling
 from app.engine.model.precision import scheme_of
 from app.engine.protocol import AdapterFiles, Decoding, Prompt
 from app.engine.reference import Choice, Completed, Reference, follow
+from app.engine.vllm.encoder_decoder import (
+    default_encoder_window,
+    is_encoder_decoder,
+    num_positions,
+)
 from app.engine.vllm.engine import VLLMEngine
 from app.settings import Settings
 from softserve.schema.checks import AgainstPeft, ComparedPrompt, Divergence
@@ -41,7 +47,10 @@ NO_EFFECT = (
 
 @dataclass(slots=True)
 class Completion:
-    """What the engine generated for a prompt; `task` is that of a multitask soft prompt."""
+    """What the engine generated for a prompt; `task` is that of a multitask soft prompt.
+
+    `decoder_ids` are forced, and neither engine's choice.
+    """
 
     prompt: str
     prompt_ids: list[int]
@@ -49,6 +58,7 @@ class Completion:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    decoder_ids: tuple[int, ...] = ()
 
 
 def compare_with_peft(
@@ -63,7 +73,10 @@ def compare_with_peft(
     """
     engine = VLLMEngine(_settings(adapter, settings, prompts))
     completions = asyncio.run(_complete_all(engine, adapter, prompts))
-    followed = [Completed(each.prompt_ids, each.token_ids, each.task) for each in completions]
+    followed = [
+        Completed(each.prompt_ids, each.token_ids, each.task, each.decoder_ids)
+        for each in completions
+    ]
     reference = follow(adapter.model.folder, adapter.sent, engine.info.dtype, followed)
     return _compare(engine, completions, reference, tolerance)
 
@@ -82,12 +95,20 @@ def _settings(adapter: Admitted, settings: Settings, prompts: Sequence[str]) -> 
         update={
             "precision": "fp32" if exact else settings.precision,
             "context_window": context_window,
-            "encoder_window": max(settings.encoder_window, longest + num_virtual),
+            "encoder_window": _encoder_window(adapter.model.folder, longest + num_virtual),
             "kv_cache_gib": settings.kv_cache_gib or KV_CACHE_GIB,
             "max_loras": min(settings.max_loras, 1),
             "max_loaded_adapters": 1,
         }
     )
+
+
+def _encoder_window(folder: Path, wanted: int) -> int | None:
+    """One for so many tokens, as far as the model has positions; None where it has no encoder."""
+    if not is_encoder_decoder(folder):
+        return None
+    window = max(default_encoder_window(folder), wanted)
+    return min(window, num_positions(folder) or window)
 
 
 async def _complete_all(
@@ -117,7 +138,8 @@ async def _complete(engine: VLLMEngine, adapter: Admitted, index: int, text: str
         soft_prompt=version.digest if version.kind == "soft_prompt" else None,
         num_virtual_tokens=version.num_virtual_tokens or 0,
         task=task,
-    )
+    ).behind_forced(engine.info)
+    completion.decoder_ids = prompt.decoder_ids
     async with aclosing(engine.generate("check", prompt, DECODING)) as chunks:
         async for chunk in chunks:
             completion.text += chunk.text

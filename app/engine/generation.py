@@ -1,16 +1,17 @@
 """The language of one generation: what is asked, what comes back.
 
 Greedy decoding unless asked otherwise: with no sampling control a request is deterministic; giving
-`temperature` above zero, `top_k`, `top_p` or `min_p` turns random sampling on.
+`temperature` above zero, `top_k`, `top_p` or `min_p` turns random sampling on, and `num_beams`
+above one beam search.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from app.errors import InvalidRequest
-from softserve.schema.controls import FILTERS, STRUCTURES, Sampling
+from softserve.schema.controls import BEAMS, FILTERS, STRUCTURES, Sampling
 from softserve.schema.generation import FinishReason
 from softserve.schema.prompts import Message, Role
 
@@ -54,9 +55,14 @@ def resolve_sampling(**given: Any) -> Sampling:
             f"{MIN_RANDOM_TEMPERATURE}",
             param="temperature",
         )
+    greedy = temperature == 0.0 and given.get("num_beams", 1) == 1
     # Of an answer, only what was set is sent: a default is shown as well.
-    sampling = Sampling(**{**Sampling().model_dump(), **given, "greedy": temperature == 0.0})
+    sampling = Sampling(**{**Sampling().model_dump(), **given, "greedy": greedy})
     _refuse_what_a_structure_contradicts(sampling)
+    if sampling.num_beams > 1:
+        _refuse_what_beams_contradict(sampling, filters)
+    else:
+        _refuse_without_beams(given)
     if sampling.greedy:
         _refuse_without_effect_when_greedy(sampling, filters)
     if sampling.min_new_tokens > sampling.max_new_tokens:
@@ -80,6 +86,47 @@ def _refuse_without_effect_when_greedy(sampling: Sampling, filters: Sequence[str
         raise InvalidRequest(f"seed has no effect, because {advice}", param="seed")
     if sampling.n > 1:
         raise InvalidRequest(f"n above 1 would repeat one text, because {advice}", param="n")
+
+
+def _refuse_without_beams(given: Mapping[str, Any]) -> None:
+    for name in BEAMS:
+        if name in given and name != "num_beams":
+            raise InvalidRequest(
+                f"{name} has no effect without beams: give num_beams above 1, or leave it out",
+                param=name,
+            )
+
+
+def _refuse_what_beams_contradict(sampling: Sampling, filters: Sequence[str]) -> None:
+    random = [
+        *filters,
+        *(["temperature"] if sampling.temperature else []),
+        *(["seed"] if sampling.seed is not None else []),
+    ]
+    if random:
+        raise InvalidRequest(
+            f"{random[0]} is for random sampling, and num_beams asks for the most likely "
+            "completions: leave one of the two out",
+            param=random[0],
+        )
+    neutral = Sampling()
+    for name in ("stop", "presence_penalty", "frequency_penalty", *STRUCTURES):
+        if getattr(sampling, name) != getattr(neutral, name):
+            raise InvalidRequest(
+                f"a beam search takes no {name}: leave it or num_beams out", param=name
+            )
+    if sampling.repetition_penalty < 1.0:
+        raise InvalidRequest(
+            f"repetition_penalty is {sampling.repetition_penalty:g}, and a beam search takes none "
+            "below 1: leave it or num_beams out",
+            param="repetition_penalty",
+        )
+    if sampling.n > sampling.num_beams:
+        raise InvalidRequest(
+            f"n is {sampling.n:,} and num_beams is {sampling.num_beams:,}: lower the first or "
+            "raise the second",
+            param="n",
+        )
 
 
 def _refuse_what_a_structure_contradicts(sampling: Sampling) -> None:
@@ -128,8 +175,9 @@ PromptSource = str | Chat | list[int]
 class GenerationRequest:
     """What a client asks: `n` completions for every prompt, whatever the prompts are made from.
 
-    `prompt_field` is the field that they come from. `decoder_prompt` is what the decoder of an
-    encoder-decoder model starts with, for every prompt.
+    `prompt_field` is the field that they come from, and `limit_field` the one with the most tokens
+    to generate. `decoder_prompt` is what the decoder of an encoder-decoder model starts with, for
+    every prompt.
     `logprobs` is the number of most likely tokens to report per position (None: report nothing).
     `adapter` and `soft_prompt` are each a name, or `name@version`, the second also with `#task`.
     Requests of one `session` get the same version of a name that several share. `timeout_seconds`
@@ -146,11 +194,12 @@ class GenerationRequest:
     timeout_seconds: float | None = None
     priority: int = 0
     prompt_field: str = "prompt"
+    limit_field: str = "max_new_tokens"
     decoder_prompt: str | None = None
 
     @property
     def num_sequences(self) -> int:
-        return self.num_prompts * self.sampling.n
+        return self.num_prompts * self.sampling.num_sequences
 
 
 @dataclass(frozen=True, slots=True)

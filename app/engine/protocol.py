@@ -1,7 +1,7 @@
 """What the rest of softserve needs from an engine."""
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -38,7 +38,8 @@ class EngineInfo:
     the more important ones go first, and `pauses_completions` whether `pause` is understood.
     `lora_kernel` is what multiplies with LoRAs on a CPU, `native` or `torch`; None elsewhere, and
     without LoRAs. An encoder-decoder model has an `encoder_window` for prompts and their soft
-    prompts, and its `context_window` is the decoder's; of others it is None.
+    prompts, and its `context_window` is the decoder's; of others it is None. Completions begin with
+    `forced_bos_token_id` where a prompt has no `decoder_ids`; where it is None, with any token.
     """
 
     model: str
@@ -55,6 +56,7 @@ class EngineInfo:
     engine: str
     engine_version: str
     encoder_window: int | None = None
+    forced_bos_token_id: int | None = None
 
     @property
     def prompt_window(self) -> int:
@@ -130,6 +132,12 @@ class Prompt:
     def num_tokens(self) -> int:
         """Those that were asked for, wherever they go."""
         return len(self.token_ids) + len(self.decoder_ids)
+
+    def behind_forced(self, info: EngineInfo) -> "Prompt":
+        """The same with what is forced at first in the decoder, so that the model chooses next."""
+        if info.forced_bos_token_id is None or self.decoder_ids:
+            return self
+        return replace(self, decoder_ids=(info.forced_bos_token_id,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,17 +15,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from app.engine.model.decoder_tokens import decoder_tokens
 from app.engine.plugin.lifetime import end_with_parent
 from app.errors import ReferenceFailed
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The token ids of a prompt and of its completion, and the task of a multitask soft prompt."""
+    """The token ids of a prompt and of its completion, and the task of a multitask soft prompt.
+
+    `decoder_ids` are what an encoder-decoder model's decoder has before the completion.
+    """
 
     prompt_ids: Sequence[int]
     token_ids: Sequence[int]
     task: int | None = None
+    decoder_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,12 @@ def _follow_and_send(
     kind = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
     base = kind.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
     base.eval()
+    if has_encoder:
+        # It generates behind a token that starts them all.
+        start = decoder_tokens(model).start
+        completions = [
+            replace(each, decoder_ids=[start, *each.decoder_ids]) for each in completions
+        ]
     without = [_choices(base, replace(each, task=None)) for each in completions]
     adapted = PeftModel.from_pretrained(base, adapter).to(device)
     adapted.eval()
@@ -99,9 +110,7 @@ def _choices(model: Any, completed: Completed) -> list[Choice]:
 
     length = len(completed.token_ids)
     if getattr(model.config, "is_encoder_decoder", False):
-        # It generates behind a token that starts them all.
-        start = model.config.decoder_start_token_id
-        text = torch.tensor([[start, *completed.token_ids]], device=model.device)
+        text = torch.tensor([[*completed.decoder_ids, *completed.token_ids]], device=model.device)
         prompt = torch.tensor([completed.prompt_ids], device=model.device)
         inputs = {"input_ids": prompt, "decoder_input_ids": text[:, :-1]}
     else:

@@ -9,7 +9,7 @@ from app.errors import InvalidRequest
 from app.http.requests import SESSION_HEADER
 from app.serving.few_shot import FewShotRequest
 from app.serving.openai import OpenAIRequest, controls_of
-from softserve.schema.controls import Scheduling
+from softserve.schema.controls import DecoderPrompt, Scheduling
 from softserve.schema.openai import (
     CallerTags,
     ChatBody,
@@ -25,7 +25,10 @@ OPERATIONS: dict[type[OpenAISampling], Operation] = {
     ResponsesBody: "responses",
 }
 # What is softserve's own.
-OWN_FIELDS = {"model", *Scheduling.model_fields, *TemplateFields.model_fields}
+OWN_FIELDS = {
+    *("model", *Scheduling.model_fields),
+    *(*TemplateFields.model_fields, *DecoderPrompt.model_fields),
+}
 # What a search of beams goes by, beside what a prompt is made from and how it is answered.
 BEAM_FIELDS = {
     *("prompt", "messages", "use_beam_search", "n", "length_penalty", "temperature", "ignore_eos"),
@@ -50,6 +53,7 @@ def openai_request(body: OpenAISampling, request: Request) -> OpenAIRequest:
         timeout_seconds=body.timeout_seconds,
         priority=body.priority,
         template=_template(body, request),
+        decoder_prompt=body.decoder_prompt if isinstance(body, CompletionsBody) else None,
     )
 
 
@@ -126,7 +130,13 @@ def _check_prompt(body: CompletionsBody) -> None:
             )
         if body.prompt is None:
             raise InvalidRequest("prompt is missing: it is required", param="prompt")
-    elif (body.prompt is None) == (body.inputs is None):
+        return
+    if body.decoder_prompt is not None:
+        raise InvalidRequest(
+            "decoder_prompt has no effect with a template: leave one of them out",
+            param="decoder_prompt",
+        )
+    if (body.prompt is None) == (body.inputs is None):
         raise InvalidRequest(
             "a template takes its inputs either from prompt or from inputs: give one of them",
             param="inputs",

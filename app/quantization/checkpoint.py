@@ -68,6 +68,11 @@ def _config_of(source: Path) -> dict[str, Any]:
         raise QuantizationFailed(
             f"{source} is quantized already: name the model that it was made from"
         )
+    if config.get("is_encoder_decoder"):
+        raise QuantizationFailed(
+            f"{source} is an encoder-decoder model, which no INT8 is made of here: serve it with "
+            "--precision bf16"
+        )
     unknown = set(config["architectures"]) - ARCHITECTURES
     if unknown:
         raise QuantizationFailed(

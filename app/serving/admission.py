@@ -27,12 +27,16 @@ from app.serving.turns import Wish
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request asks for. `num_prompt_tokens` is an estimate: nothing is tokenized yet."""
+    """What a request asks for. `num_prompt_tokens` is an estimate: nothing is tokenized yet.
+
+    `field` is the one that asks for more than one sequence of a prompt.
+    """
 
     num_sequences: int
     num_prompt_tokens: int
     max_new_tokens: int
     priority: int = 0
+    field: str = "n"
 
 
 class Ticket:
@@ -160,9 +164,10 @@ class Admission:
             raise self.refusal
         if demand.num_sequences > self._shares.capacity:
             raise InvalidRequest(
-                f"the request asks for {demand.num_sequences:,} completions (prompts times n) and "
-                f"the server runs at most {self._shares.capacity:,} at once: split the request",
-                param="n",
+                f"the request asks for {demand.num_sequences:,} completions (prompts times "
+                f"{demand.field}) and the server runs at most {self._shares.capacity:,} at once: "
+                "split the request",
+                param=demand.field,
             )
         ticket = Ticket(self, caller, demand)
         ticket.begin()

@@ -29,9 +29,9 @@ class Completing:
         await gather(self._complete(prompt) for prompt in self._prompts)
 
     async def _complete(self, prompt: Prompt) -> None:
-        num_sequences = self._decoding.sampling.n
+        sampling = self._decoding.sampling
         try:
-            async with self._run.turn(prompt, num_sequences) as turn:
+            async with self._run.turn(prompt, sampling.num_sequences, sampling.n) as turn:
                 running = self._engine.generate(turn.request_id, prompt, self._decoding)
                 async with aclosing(running) as chunks:
                     async for chunk in chunks:
@@ -39,7 +39,7 @@ class Completing:
                         await turn.keep_pace()
         except RequestTimedOut:
             # What the other prompts have is the answer.
-            for index in range(num_sequences):
+            for index in range(sampling.n):
                 self._run.put(self._run.record(_never_begun(prompt, index)))
 
 

@@ -31,12 +31,12 @@ from app.templates.fitting import most_shots_that_fit
 from app.templates.labels import score_labels
 from app.templates.registry import ResolvedTemplate, TemplateRegistry
 from app.templates.selection import as_shown, most_useful
-from softserve.schema.controls import FILTERS, STRUCTURES
+from softserve.schema.controls import BEAMS, FILTERS, STRUCTURES
 from softserve.schema.templates import Example, Inputs, Selection, Shots, Template
 
 # One idea with several fields: a request that gives one of them replaces a template's of them all.
-RANDOM_SAMPLING = {"temperature", *FILTERS, "seed", "n"}
-GROUPS = (RANDOM_SAMPLING, {*STRUCTURES})
+SELECTION_OF_TOKENS = {"temperature", *FILTERS, "seed", "n", *BEAMS}
+GROUPS = (SELECTION_OF_TOKENS, {*STRUCTURES})
 # Stands for the token that the engine starts a decoder with.
 DECODER_START = -1
 
@@ -165,7 +165,8 @@ class FewShot:
                 timeout_seconds=asked.timeout_seconds,
                 priority=asked.priority,
                 prompt_field="inputs",
-                **adapters,
+                adapter=adapters["adapter"],
+                soft_prompt=adapters["soft_prompt"],
             ),
         )
 
@@ -190,6 +191,7 @@ class FewShot:
             few_shot = await self.fitted(plan, adapters)
             prompts = [each.prompt for each in few_shot.prompts]
             self._service.check_fit(prompts, request)
+            self._service.check_has_encoder_if_asked(request)
             await self._engine.check_structure(request.sampling)
             yield Again(request.sampling, prompts)
 

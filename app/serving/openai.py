@@ -14,7 +14,7 @@ from typing import Any
 
 from app.access.caller import Caller, name_in
 from app.adapters.registry import Adapters
-from app.engine.generation import GenerationRequest
+from app.engine.generation import GenerationRequest, PromptSource
 from app.engine.openai import OpenAICall, Operation, max_tokens_of
 from app.engine.protocol import Prompt
 from app.errors import AdapterNotFound, InvalidRequest
@@ -24,13 +24,22 @@ from app.serving.generation import Generation
 from app.serving.prompts import prompt_of
 from app.serving.run import Run, Turn
 from app.serving.service import Service
+from app.tasks import gather
 from app.versions.records import Record
-from softserve.schema.controls import CONTROLS, STRUCTURES, Sampling
+from softserve.schema.controls import BEAMS, CONTROLS, STRUCTURES, Sampling
 from softserve.schema.openai import ModelOut
 from softserve.schema.templates import Inputs, Template
 
 # Between the names of a LoRA and a soft prompt; no name has it.
 PAIR = "+"
+# Of a prompt that a decoder does not go on with: what would have no meaning.
+NOT_OF_ENCODERS = {
+    "echo": "a completion does not go on with the prompt",
+    "prompt_logprobs": "the prompt's tokens have no probabilities",
+    "use_beam_search": "beams would go on with the prompt",
+}
+# The protocol has a beam search of its own, of decoder-only models.
+SHARED_CONTROLS = tuple(name for name in CONTROLS if name not in BEAMS)
 # What OpenAI calls otherwise.
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
@@ -41,6 +50,7 @@ class OpenAIRequest:
 
     `fields` are those of the protocol that were given. `sources` are what its prompts are made
     from, texts or tokens. With a `template`, the texts are its inputs, unless it has others.
+    `decoder_prompt` is as in `GenerationRequest`.
     """
 
     request_id: str
@@ -52,6 +62,7 @@ class OpenAIRequest:
     timeout_seconds: float | None = None
     priority: int = 0
     template: FewShotRequest | None = None
+    decoder_prompt: str | None = None
 
 
 class OpenAIService:
@@ -73,7 +84,8 @@ class OpenAIService:
         Raises as `Service.generate`, `FewShot.generate`, and `adapters_of`.
         """
         self._service.check_serving()
-        self._check_has_no_encoder()
+        if self._has_encoder:
+            _check_of_encoder(asked.fields)
         named = self.adapters_of(caller, asked.model)
         plan = None if asked.template is None else await self._plan(caller, asked, named)
         request = self._request(asked, named) if plan is None else plan.request
@@ -81,14 +93,15 @@ class OpenAIService:
         async with self._service.admit(caller, request, asked.sources) as admitted:
             for tool in asked.fields.get("tools", ()):
                 await self._check_tool(tool)
-            fields = asked.fields if plan is None else await self._filled(plan, asked, admitted)
+            prompts = await self._prompts(plan, asked, request, admitted)
+            fields = _with_prompts(asked.fields, plan, prompts)
             model = self._model_of(admitted.adapters)
             call = OpenAICall(asked.request_id, asked.operation, fields, model, asked.priority)
             admitted.ledger.begin_generation(self._engine.info.model, request.sampling)
             run: Run[bytes] = self._service.run(request, admitted)
 
             async def work() -> None:
-                turns = _Turns(run, admitted)
+                turns = _Turns(run, admitted, prompts[0].decoder_ids if prompts else ())
                 async with aclosing(self._engine.openai.answer(call, turns)) as pieces:
                     async for piece in pieces:
                         run.put(piece)
@@ -96,13 +109,9 @@ class OpenAIService:
             async with aclosing(run.items(work)) as pieces:
                 yield Generation(request, model, admitted.adapters, admitted.ledger, pieces)
 
-    def _check_has_no_encoder(self) -> None:
-        if self._engine.info.encoder_window is not None:
-            raise InvalidRequest(
-                "OpenAI's protocol is not spoken with encoder-decoder models: send the prompt to "
-                "POST /generate",
-                param="model",
-            )
+    @property
+    def _has_encoder(self) -> bool:
+        return self._engine.info.encoder_window is not None
 
     def adapters_of(self, caller: Caller, model: str | None) -> dict[str, str]:
         """The adapters that the name of a model stands for, by the fields that take them.
@@ -160,14 +169,14 @@ class OpenAIService:
     async def tokenize(self, caller: Caller, model: str | None, fields: Mapping[str, Any]) -> bytes:
         """The tokens of a text or of messages: all models have one tokenizer."""
         self._service.check_serving()
-        self._check_has_no_encoder()
+        if self._has_encoder:
+            _check_of_encoder(fields)
         self.adapters_of(caller, model)
         return await self._engine.openai.tokenize(fields)
 
     async def detokenize(self, caller: Caller, model: str | None, token_ids: list[int]) -> bytes:
         """The text of tokens."""
         self._service.check_serving()
-        self._check_has_no_encoder()
         self.adapters_of(caller, model)
         return await self._engine.openai.detokenize(token_ids)
 
@@ -204,6 +213,8 @@ class OpenAIService:
             priority=asked.priority,
             adapter=adapters.get("adapter"),
             soft_prompt=adapters.get("soft_prompt"),
+            limit_field=OPENAI_NAMES["max_new_tokens"],
+            decoder_prompt=asked.decoder_prompt,
         )
 
     def _check_messages(self, asked: OpenAIRequest) -> None:
@@ -248,20 +259,51 @@ class OpenAIService:
         if template.name is not None:
             # A name that is split may stand for another version the next time.
             filled = replace(filled, template=f"{template.name}@{template.version}")
-        return await self._few_shot.resolve(caller, filled)
+        plan = await self._few_shot.resolve(caller, filled)
+        if plan.request.sampling.num_beams > 1:
+            raise InvalidRequest(
+                "the template asks for num_beams, which OpenAI's protocol has not: leave it out "
+                "there, or ask POST /icl/generate",
+                param="template",
+            )
+        return plan
 
-    async def _filled(self, plan: Plan, asked: OpenAIRequest, admitted: Admitted) -> dict[str, Any]:
-        """The call's fields, with the prompts and the controls that come from a template."""
-        admitted.ledger.use_template(plan.template)
-        few_shot = await self._few_shot.fitted(plan, admitted.adapters)
-        prompts = [each.prompt.token_ids for each in few_shot.prompts]
-        return {**asked.fields, **_fields_of(plan.request.sampling), "prompt": prompts}
+    async def _prompts(
+        self,
+        plan: Plan | None,
+        asked: OpenAIRequest,
+        request: GenerationRequest,
+        admitted: Admitted,
+    ) -> Sequence[Prompt]:
+        """The prompts that are made here: those of a template, and all that an encoder gets.
+
+        The engine makes the others.
+        """
+        prompts: Sequence[Prompt] = ()
+        if plan is not None:
+            admitted.ledger.use_template(plan.template)
+            few_shot = await self._few_shot.fitted(plan, admitted.adapters)
+            prompts = [each.prompt for each in few_shot.prompts]
+        elif self._has_encoder:
+            sources: Sequence[PromptSource] = asked.sources
+            whole = asked.fields.get("add_special_tokens", True)
+            prompts = await gather(
+                self._service.prompt(
+                    request, index, source, admitted.adapters, add_special_tokens=whole
+                )
+                for index, source in enumerate(sources)
+            )
+        if self._has_encoder:
+            self._service.check_fit(prompts, request)
+        return prompts
 
 
 def controls_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The controls that fields of the protocol ask for, by softserve's names."""
     given = {
-        name: fields[wire] for name in CONTROLS if (wire := OPENAI_NAMES.get(name, name)) in fields
+        name: fields[wire]
+        for name in SHARED_CONTROLS
+        if (wire := OPENAI_NAMES.get(name, name)) in fields
     }
     structured = fields.get("structured_outputs", {})
     formats = [
@@ -278,9 +320,37 @@ def controls_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return given | {name: value for name, value in structure.items() if value is not None}
 
 
+def _check_of_encoder(fields: Mapping[str, Any]) -> None:
+    """Raises `InvalidRequest` for what has no meaning where the prompt is an encoder's."""
+    for name in ("messages", "input"):
+        if name in fields:
+            raise InvalidRequest(
+                "an encoder-decoder model has no chat template: write the whole prompt yourself "
+                "and send it as prompt, to POST /v1/completions for an answer",
+                param=name,
+            )
+    for name, reason in NOT_OF_ENCODERS.items():
+        # 0 asks for something, too.
+        if name in fields and fields[name] is not False:
+            raise InvalidRequest(
+                f"{name} is not for encoder-decoder models, because {reason}: leave it out",
+                param=name,
+            )
+
+
+def _with_prompts(
+    fields: Mapping[str, Any], plan: Plan | None, prompts: Sequence[Prompt]
+) -> Mapping[str, Any]:
+    """The call's fields, with the prompts that were made here, and a template's controls."""
+    if not prompts:
+        return fields
+    controls = {} if plan is None else _fields_of(plan.request.sampling)
+    return {**fields, **controls, "prompt": [prompt.token_ids for prompt in prompts]}
+
+
 def _fields_of(sampling: Sampling) -> dict[str, Any]:
     """The other way round, whatever the fields of a client were."""
-    controls = sampling.model_dump(include=set(CONTROLS), exclude_none=True)
+    controls = sampling.model_dump(include=set(SHARED_CONTROLS), exclude_none=True)
     structure = {name: controls.pop(name) for name in STRUCTURES if name in controls}
     fields = {OPENAI_NAMES.get(name, name): value for name, value in controls.items()}
     if structure:
@@ -292,17 +362,20 @@ def _fields_of(sampling: Sampling) -> dict[str, Any]:
 class _Turns:
     """Gives the prompts of one call their adapters and their turns."""
 
-    def __init__(self, run: Run[bytes], admitted: Admitted) -> None:
+    def __init__(
+        self, run: Run[bytes], admitted: Admitted, decoder_ids: tuple[int, ...] = ()
+    ) -> None:
         self._run = run
         self._admitted = admitted
+        self._decoder_ids = decoder_ids
         self._num_prompts = 0
         self._num_prompt_tokens = 0
         self._has_begun = False
 
     def prompt(self, token_ids: list[int]) -> Prompt:
-        prompt = prompt_of(self._num_prompts, token_ids, self._admitted.adapters)
+        prompt = prompt_of(self._num_prompts, token_ids, self._admitted.adapters, self._decoder_ids)
         self._num_prompts += 1
-        self._num_prompt_tokens += len(token_ids)
+        self._num_prompt_tokens += prompt.num_tokens
         return prompt
 
     def begin(self, prompt: Prompt, num_sequences: int) -> AbstractAsyncContextManager[Turn]:

@@ -38,10 +38,13 @@ async def tokenize(engine: Engine, source: str | Chat) -> list[int]:
     return await tokenize_exact(engine, await exact_text(engine, source), source)
 
 
-async def tokenize_exact(engine: Engine, exact: str, source: str | Chat) -> list[int]:
+async def tokenize_exact(
+    engine: Engine, exact: str, source: str | Chat, *, add_special_tokens: bool = True
+) -> list[int]:
     """The token ids of the exact text of a source."""
     # A chat template has all special tokens.
-    return await engine.tokenize(exact, add_special_tokens=not isinstance(source, Chat))
+    add_special_tokens = add_special_tokens and not isinstance(source, Chat)
+    return await engine.tokenize(exact, add_special_tokens=add_special_tokens)
 
 
 async def check_can_fit(engine: Engine, text: str, which: str, param: str) -> None:

@@ -116,8 +116,12 @@ class Run(Generic[T]):
         self._num_tokens = 0
 
     @asynccontextmanager
-    async def turn(self, prompt: Prompt, num_sequences: int) -> AsyncIterator["Turn"]:
+    async def turn(
+        self, prompt: Prompt, num_sequences: int, num_completions: int | None = None
+    ) -> AsyncIterator["Turn"]:
         """Hold a prompt's places at the engine, once it is their turn.
+
+        `num_completions` of the sequences that are generated are told of, None: all.
 
         Raises:
             RequestTimedOut: the request's time was up before.
@@ -132,7 +136,7 @@ class Run(Generic[T]):
                 self._admitted.ledger.has_turn(prompt.index, time.perf_counter() - asked_at)
                 self._prompts.add(prompt.index)
                 place.spend(prompt.num_tokens)
-                yield Turn(self, prompt, place)
+                yield Turn(self, prompt, place, num_sequences / (num_completions or num_sequences))
         except TimeoutError as error:
             if not waiting.expired():
                 raise
@@ -178,16 +182,17 @@ class Run(Generic[T]):
 
 
 class Turn:
-    """A prompt that the engine works on."""
+    """A prompt that the engine works on, `work_per_token` times as much as one sees of it."""
 
-    def __init__(self, run: Run[T], prompt: Prompt, place: Place) -> None:
+    def __init__(self, run: Run[T], prompt: Prompt, place: Place, work_per_token: float) -> None:
         self.request_id = run.id
         self.prompt = prompt
         self._run = run
         self._place = place
+        self._work_per_token = work_per_token
 
     def record(self, chunk: GenerationChunk) -> GenerationChunk:
-        self._place.spend(len(chunk.token_ids))
+        self._place.spend(round(self._work_per_token * len(chunk.token_ids)))
         return self._run.record(chunk)
 
     async def keep_pace(self) -> None:

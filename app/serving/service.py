@@ -100,7 +100,7 @@ class Service:
         async with self.admit(caller, request, sources) as admitted:
             with phase("tokenize"):
                 prompts = await gather(
-                    self._prompt(request, index, source, admitted.adapters)
+                    self.prompt(request, index, source, admitted.adapters)
                     for index, source in enumerate(sources)
                 )
             copies = self.copies(request, prompts, admitted.adapters)
@@ -118,9 +118,10 @@ class Service:
     ) -> Inspection:
         """What the request's controls do to the token after a prompt. Raises as `generate` does."""
         async with self.admit(caller, request, [source]) as admitted:
-            prompt = await self._prompt(request, 0, source, admitted.adapters)
+            prompt = await self.prompt(request, 0, source, admitted.adapters)
             self.check_fit([prompt], request)
-            logprobs = await self.score(request.request_id, prompt, admitted)
+            asked = prompt.behind_forced(self.engine.info)
+            logprobs = await self.score(request.request_id, asked, admitted)
             distribution = await asyncio.to_thread(
                 inspect_distribution, logprobs, request.sampling, num_tokens
             )
@@ -145,7 +146,7 @@ class Service:
             self.metrics.requests_in_flight.track_inprogress(),
             closing(Ledger(self.metrics, self.book, caller)) as ledger,
         ):
-            self._check_decoder_prompt(request)
+            self.check_has_encoder_if_asked(request)
             self._check_top_k(request.sampling)
             self._check_stop(request.sampling)
             try:
@@ -247,23 +248,28 @@ class Service:
         for prompt in prompts:
             self._check_fits(prompt, request)
 
-    async def _prompt(
+    async def prompt(
         self,
         request: GenerationRequest,
         index: int,
         source: PromptSource,
         adapters: Adapters,
+        *,
+        add_special_tokens: bool = True,
     ) -> Prompt:
+        """One of a request's prompts, as the engine takes it. Raises `InvalidRequest`."""
         which = _which(index, request)
         decoder_ids: tuple[int, ...] = ()
         if (start := request.decoder_prompt) is not None:
             decoder_ids = tuple(await self.engine.tokenize(start, add_special_tokens=False))
         if isinstance(source, list):
-            self._check_token_ids(source, which)
+            self._check_token_ids(source, which, request.prompt_field)
             return prompt_of(index, source, adapters, decoder_ids)
         text = await exact_text(self.engine, source)
         await check_can_fit(self.engine, text, which, request.prompt_field)
-        token_ids = await tokenize_exact(self.engine, text, source)
+        token_ids = await tokenize_exact(
+            self.engine, text, source, add_special_tokens=add_special_tokens
+        )
         return prompt_of(index, token_ids, adapters, decoder_ids)
 
     def _deadline(self, request: GenerationRequest) -> float | None:
@@ -345,32 +351,42 @@ class Service:
 
     def _check_fits_decoder(self, prompt: Prompt, request: GenerationRequest) -> None:
         window, max_new_tokens = self.engine.info.context_window, request.sampling.max_new_tokens
+        limit = request.limit_field
         # It starts with a token of its own.
         room = window - 1 - len(prompt.decoder_ids)
         if max_new_tokens > room:
             has = f"decoder_prompt has {len(prompt.decoder_ids):,} tokens, "
-            cure = f"lower max_new_tokens to {room:,}" if room > 0 else "shorten decoder_prompt"
+            cure = f"lower {limit} to {room:,}" if room > 0 else "shorten decoder_prompt"
             raise ContextWindowExceeded(
-                f"{has if prompt.decoder_ids else ''}max_new_tokens is {max_new_tokens:,} and the "
+                f"{has if prompt.decoder_ids else ''}{limit} is {max_new_tokens:,} and the "
                 f"decoder starts with a token of its own; its context window is {window:,}: {cure}",
-                param="max_new_tokens" if room > 0 else "decoder_prompt",
+                param=limit if room > 0 else "decoder_prompt",
             )
 
-    def _check_decoder_prompt(self, request: GenerationRequest) -> None:
-        if request.decoder_prompt is not None and self.engine.info.encoder_window is None:
+    def check_has_encoder_if_asked(self, request: GenerationRequest) -> None:
+        """Raises `InvalidRequest` for what only an encoder-decoder model has."""
+        if self.engine.info.encoder_window is not None:
+            return
+        if request.decoder_prompt is not None:
             raise InvalidRequest(
                 "decoder_prompt is for encoder-decoder models, and this one has no encoder: put it "
                 "at the end of the prompt",
                 param="decoder_prompt",
             )
+        if request.sampling.num_beams > 1:
+            raise InvalidRequest(
+                "num_beams is for encoder-decoder models, and this one has no encoder: leave it "
+                "out",
+                param="num_beams",
+            )
 
-    def _check_token_ids(self, token_ids: Sequence[int], which: str) -> None:
+    def _check_token_ids(self, token_ids: Sequence[int], which: str, param: str) -> None:
         vocabulary = self.engine.info.vocabulary_size
         if (highest := max(token_ids)) >= vocabulary:
             raise InvalidRequest(
                 f"{which} has the token id {highest:,} and the vocabulary has {vocabulary:,} "
                 f"tokens: send ids from 0 to {vocabulary - 1:,}",
-                param="prompt_token_ids",
+                param=param,
             )
 
     def _check_top_k(self, sampling: Sampling) -> None:
@@ -407,6 +423,7 @@ def _demand(request: GenerationRequest, sources: Sequence[PromptSource]) -> Dema
         num_prompt_tokens=sum(map(about_how_many_tokens, sources)),
         max_new_tokens=request.sampling.max_new_tokens,
         priority=request.priority,
+        field="num_beams" if request.sampling.num_beams > 1 else "n",
     )
 
 

@@ -49,7 +49,7 @@ class Again:
 
     @property
     def num_sequences(self) -> int:
-        return len(self.prompts) * self.sampling.n
+        return len(self.prompts) * self.sampling.num_sequences
 
     @property
     def num_tokens(self) -> int:

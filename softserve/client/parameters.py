@@ -5,7 +5,7 @@ server checks them. A test holds the two together.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from softserve.schema.keys import Role
 from softserve.schema.templates import Selection
@@ -37,6 +37,9 @@ class SamplingParameters(FilterParameters, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     n: int | None
+    num_beams: int | None
+    length_penalty: float | None
+    early_stopping: bool | Literal["never"] | None
     ignore_eos: bool | None
     json_schema: Mapping[str, Any] | None
     regex: str | None

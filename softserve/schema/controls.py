@@ -9,6 +9,7 @@ from softserve.schema.fields import (
     Body,
     Choices,
     Count,
+    EarlyStopping,
     JsonObject,
     NonEmptyText,
     PositiveCount,
@@ -32,8 +33,8 @@ class PromptControls(Body):
     )
 
 
-class RequestPromptControls(PromptControls):
-    """Those of a request; a template has no text for a decoder."""
+class DecoderPrompt(Body):
+    """What a decoder starts with, which has its prompt from an encoder."""
 
     decoder_prompt: NonEmptyText | None = Field(
         None,
@@ -41,6 +42,10 @@ class RequestPromptControls(PromptControls):
         "starts with, and is not in the answer.",
         examples=["Summary:"],
     )
+
+
+class RequestPromptControls(DecoderPrompt, PromptControls):
+    """Those of a request; a template has no text for a decoder."""
 
 
 class AdapterChoice(Body):
@@ -88,7 +93,9 @@ class Sampling(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     greedy: bool = Field(
-        True, description="Whether decoding is greedy: temperature is 0.", examples=[True]
+        True,
+        description="Whether decoding is greedy: temperature is 0, and there is one beam.",
+        examples=[True],
     )
     max_new_tokens: PositiveCount = Field(
         128,
@@ -159,8 +166,31 @@ class Sampling(BaseModel):
     )
     n: PositiveCount = Field(
         1,
-        description="Completions of each prompt; above 1 only with random sampling.",
+        description="Completions of each prompt; above 1 only with random sampling, or as many as "
+        "there are beams.",
         examples=[2],
+    )
+    num_beams: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Of an encoder-decoder model: above 1, beam search, which keeps so many "
+        "completions on the way and answers with the most likely ones, the best first.",
+        examples=[4],
+    )
+    length_penalty: float = Field(
+        1.0,
+        ge=-5.0,
+        le=5.0,
+        description="Beams are compared by log probability / length ** `length_penalty`: above 0 "
+        "longer ones gain, below 0 shorter ones.",
+        examples=[2.0],
+    )
+    early_stopping: EarlyStopping = Field(
+        False,
+        description="End a beam search when `num_beams` completions have ended (`true`), when a "
+        'better one is unlikely (`false`), or when there can be none (`"never"`).',
+        examples=[True],
     )
     ignore_eos: bool = Field(
         False,
@@ -183,9 +213,15 @@ class Sampling(BaseModel):
         examples=[["positive", "negative"]],
     )
 
+    @property
+    def num_sequences(self) -> int:
+        """What is generated at a time for a prompt."""
+        return max(self.n, self.num_beams)
+
 
 STRUCTURES = ("json_schema", "regex", "choice")
 FILTERS = ("top_k", "top_p", "min_p")
+BEAMS = ("num_beams", "length_penalty", "early_stopping")
 CONTROLS = tuple(name for name in Sampling.model_fields if name != "greedy")
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -85,6 +85,16 @@ StopStrings = Annotated[list[NonEmptyText], one_or_more(str, "a text"), OneOrMor
 
 
 Choices = Annotated[list[NonEmptyText], Field(min_length=1)]
+
+
+def _stops_early(value: Any) -> Any:
+    if isinstance(value, bool) or value == "never":
+        return value
+    raise PydanticCustomError("not_early_stopping", 'must be true, false or "never"')
+
+
+# Here too an error would be told once for each of them.
+EarlyStopping = Annotated[bool | Literal["never"], BeforeValidator(_stops_early)]
 
 
 def _is_json(value: dict[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,9 @@ class InspectAnswer(BaseModel):
         None, description="The soft prompt, where one was named.", examples=[SHOWN_SOFT_PROMPT]
     )
     prompt_tokens: int = Field(
-        description="Tokens of the prompt, without a soft prompt's.", examples=[3]
+        description="Tokens of the prompt, without a soft prompt's; of an encoder-decoder model, "
+        "those that its decoder starts with as well.",
+        examples=[3],
     )
     virtual_tokens: int = Field(description="Virtual tokens of the soft prompt.", examples=[0])
     vocabulary_size: int = Field(description="Tokens in all.", examples=[49152])

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from softserve.schema.controls import Scheduling, as_given
+from softserve.schema.controls import DecoderPrompt, Scheduling, as_given
 from softserve.schema.fields import (
     MAX_INTEGER,
     SHOWN_DIGEST,
@@ -311,7 +311,7 @@ class TemplateFields(Body):
     )
 
 
-class CompletionsBody(OpenAIDecoding, TemplateFields):
+class CompletionsBody(OpenAIDecoding, TemplateFields, DecoderPrompt):
     """Prompts to complete, or inputs of a template."""
 
     model_config = ConfigDict(

@@ -83,6 +83,12 @@ class ModelInfo(BaseModel):
         description="Of an encoder-decoder model: tokens in a prompt and its soft prompt.",
         examples=[None],
     )
+    forced_bos_token_id: int | None = Field(
+        None,
+        description="Of an encoder-decoder model that forces it: the first token of a completion, "
+        "where a request has no `decoder_prompt`.",
+        examples=[None],
+    )
     vocabulary_size: int = Field(description="Tokens that it knows.", examples=[49152])
     max_running_sequences: int = Field(
         description="Completions that the engine generates at a time; the others wait.",

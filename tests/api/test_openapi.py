@@ -70,6 +70,8 @@ def test_every_example_of_a_request_field_is_valid(
         "system": {"use_chat_template": True},
         "seed": {"temperature": 1.0},
         "n": {"temperature": 1.0},
+        "length_penalty": {"num_beams": 2},
+        "early_stopping": {"num_beams": 2},
     }
     for name, field in body.model_fields.items():
         for example in field.examples or ():

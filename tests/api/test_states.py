@@ -200,6 +200,7 @@ async def test_info(served: Served) -> None:
         "kv_cache_bytes": 1024,
         "context_window": 256,
         "encoder_window": None,
+        "forced_bos_token_id": None,
         "vocabulary_size": 257,
         "max_running_sequences": 8,
         "pauses_completions": True,

@@ -1,4 +1,4 @@
-"""Tiny random encoder-decoder models, with adapters, by vLLM and by transformers and PEFT.
+"""Tiny encoder-decoder models, random and taught, by vLLM and by transformers and PEFT.
 
     python -m tests.server.encoder_decoder FOLDER
 
@@ -8,24 +8,27 @@ every case of a model as JSON, and what the engine did meanwhile.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count, product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
 
+from app.engine.model.decoder_tokens import decoder_tokens
 from app.engine.model.precision import DTYPES
 from app.engine.vllm.device import this_device
-from app.engine.vllm.encoder_decoder import encoder_decoder_input
+from app.engine.vllm.encoder_decoder import ARCHITECTURES, encoder_decoder_input
 from app.engine.vllm.engine import engine_arguments
 from app.engine.vllm.environment import prepare_cpu_environment, prepare_environment
 from app.engine.vllm.loras import FIRST_ID
 from app.settings import Precision, Settings
 from softserve.schema.adapters import CONFIG_FILE, WEIGHTS_FILE
+from tests.server.taught import teach
 
 VOCABULARY = 256
 SHAPE = {
@@ -41,35 +44,106 @@ SHAPE = {
     "dropout_rate": 0.0,
 }
 GATED = SHAPE | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-# By name: the model's type, and its config. Sizes that transformers or vLLM could take for others.
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "flan-t5": ("t5", GATED | {"num_layers": 3, "num_decoder_layers": 2}),
-    "t5": ("t5", SHAPE | {"feed_forward_proj": "relu", "num_heads": 4}),
-    "mt5": ("mt5", GATED | {"relative_attention_num_buckets": 8}),
-    # What comes out of its feed-forward layers is more than FP16 holds.
-    "large": ("t5", GATED),
+BART_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "d_model": 64,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 96,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "decoder_start_token_id": 1,
+    "bos_token_id": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "dropout": 0.0,
 }
-LARGE = 3000.0
-# By name: how a model is run.
-RUNS: dict[str, dict[str, Any]] = {
-    "flan-t5": {},
-    "flan-t5, preempted": {"preempt": True},
-    "flan-t5, one by one": {"at_once": 1},
-    "flan-t5, in bf16": {"precision": "bf16"},
-    "t5": {},
-    "mt5": {},
-    "large": {},
-    "large, in fp16": {"precision": "fp16"},
-    # Without the layers that are in FP32 then.
-    "large, in fp16 alone": {"precision": "fp16"},
-}
-# Of every module, of one stack's, and of what looks from one at the other.
-LORAS: dict[str, list[str] | str] = {
+FORCED = {"forced_bos_token_id": 2, "forced_eos_token_id": 1}
+T5_LORAS: dict[str, list[str] | str] = {
     "all": "all-linear",
     "encoder": r"encoder\..*\.(q|v|wi_0|wi|wo)",
     "decoder": r"decoder\..*SelfAttention\.(q|k|o)",
     "cross": r"decoder\..*EncDecAttention\.(q|k|v|o)",
     "dora": ["q", "v", "wi_0", "wo"],
+}
+BART_LORAS: dict[str, list[str] | str] = {
+    "all": "all-linear",
+    "encoder": r".*encoder\.layers\..*\.(q_proj|v_proj|fc1|fc2)",
+    "decoder": r".*decoder\..*self_attn\.(q_proj|k_proj|out_proj)",
+    "cross": r".*encoder_attn\.(q_proj|k_proj|v_proj|out_proj)",
+    "dora": ["q_proj", "v_proj", "fc1", "out_proj"],
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A type of transformers', its config, which linear layers LoRAs of its kind have, and tokens.
+
+    `outliers` are by how much those weights are larger that make values which FP16 does not hold.
+    One that is `taught` has learned a task; the others are random.
+    """
+
+    model_type: str
+    config: dict[str, Any]
+    forced: dict[str, int] = field(default_factory=dict)
+    outliers: float = 1.0
+    taught: bool = False
+
+    @property
+    def loras(self) -> dict[str, list[str] | str]:
+        """Of every module, of one stack's, and of what looks from one at the other."""
+        return T5_LORAS if "d_kv" in self.config else BART_LORAS
+
+
+# By name. Sizes that transformers or vLLM could take for others.
+MODELS = {
+    "flan-t5": Model("t5", GATED | {"num_layers": 3, "num_decoder_layers": 2}),
+    "t5": Model("t5", SHAPE | {"feed_forward_proj": "relu", "num_heads": 4}),
+    "mt5": Model("mt5", GATED | {"relative_attention_num_buckets": 8}),
+    "taught": Model("t5", GATED, taught=True),
+    # What comes out of its feed-forward layers is more than FP16 holds.
+    "large t5": Model("t5", GATED, outliers=3000.0),
+    "bart": Model(
+        "bart", BART_SHAPE | {"encoder_layers": 3, "encoder_attention_heads": 4}, forced=FORCED
+    ),
+    "mbart": Model(
+        "mbart",
+        BART_SHAPE | {"scale_embedding": True, "activation_function": "relu"},
+        # The code of a language.
+        forced=FORCED | {"forced_bos_token_id": 7},
+    ),
+    "large mbart": Model("mbart", BART_SHAPE, outliers=3000.0),
+}
+# By name: how a model is run.
+RUNS: dict[str, dict[str, Any]] = {
+    "flan-t5": {},
+    "flan-t5, preempted": {"preempt": True},
+    "flan-t5, one by one": {"at_once": 1},
+    "flan-t5, each twice": {"twice": True},
+    "flan-t5, in bf16": {"precision": "bf16"},
+    "t5": {},
+    "mt5": {},
+    "taught": {},
+    "large t5": {},
+    "large t5, in fp16": {"precision": "fp16"},
+    # Without the layers that are in FP32 then.
+    "large t5, in fp16 alone": {"precision": "fp16"},
+    "bart": {},
+    "bart, preempted": {"preempt": True},
+    "bart, one by one": {"at_once": 1},
+    "bart, in bf16": {"precision": "bf16"},
+    "mbart": {},
+    "large mbart": {},
+    "large mbart, in fp16": {"precision": "fp16"},
+    # Without the limit to what comes out of the encoder's layers.
+    "large mbart, in fp16 alone": {"precision": "fp16"},
+}
+# What is left out in a run that is named as alone, and what takes its place.
+ALONE: dict[str, tuple[str, Any]] = {
+    "large t5": ("app.engine.plugin.seq2seq.t5.wide", lambda dtype: dtype),
+    "large mbart": ("app.engine.plugin.seq2seq.bart.within_fp16", lambda hidden: hidden),
 }
 SOFT_PROMPTS = {"short": 3, "long": 20}
 LENGTHS = (1, 2, 7, 19, 33, 64, 90)
@@ -79,27 +153,30 @@ NUM_TOKENS = 40
 
 @dataclass(frozen=True)
 class Case:
-    """A request: how many tokens for the encoder and the decoder, and the names of its adapters."""
+    """A request: how many tokens for the encoder and the decoder, and the names of its adapters.
+
+    With `again` it is one that there is already.
+    """
 
     length: int
     num_decoder_tokens: int
     lora: str | None
     soft_prompt: str | None
+    again: bool = False
 
     @property
     def encoder_ids(self) -> list[int]:
         """Any tokens but the special ones, other ones for each length, and the end."""
         return [*((self.length * 37 + 11 * i) % 250 + 3 for i in range(self.length)), 1]
 
-    @property
-    def decoder_ids(self) -> list[int]:
-        return [0, *range(40, 40 + self.num_decoder_tokens)]
+    def decoder_ids(self, start: int) -> list[int]:
+        return [start, *range(40, 40 + self.num_decoder_tokens)]
 
 
 def cases() -> list[Case]:
     """Every pair of adapters, with prompts of all lengths among them."""
     lengths = (LENGTHS[number % len(LENGTHS)] for number in count())
-    pairs = product([None, *LORAS], [None, *SOFT_PROMPTS])
+    pairs = product([None, *T5_LORAS], [None, *SOFT_PROMPTS])
     return [
         Case(length, num_decoder_tokens, *pair)
         for pair in pairs
@@ -111,7 +188,7 @@ def main(folder: Path) -> None:
     """Print `[NAME, {case: [by vLLM, by transformers]}, number of preemptions]` for each run.
 
     In another precision than FP32, what transformers makes in it of the cases without a LoRA is
-    the last item.
+    the last item; with every case twice, how many inputs were encoded.
     """
     settings = Settings(
         cache_dir=folder / "cache", kv_cache_gib=0.1, context_window=128, max_lora_rank=8
@@ -123,15 +200,34 @@ def main(folder: Path) -> None:
     expected = {name: by_transformers(name, folder / name) for name in MODELS}
     for run, how in RUNS.items():
         name = run.partition(",")[0]
-        narrow = patch("app.engine.plugin.seq2seq.t5.wide", lambda dtype: dtype)
-        with narrow if run.endswith("alone") else nullcontext():
+        alone = patch(*ALONE[name]) if run.endswith("alone") else nullcontext()
+        with alone, encoded_inputs() as encoded:
             got, num_preemptions = by_vllm(folder / name, settings, cases(), **how)
-        compared = {str(case): [got[case], expected[name][case]] for case in got}
+        compared = {
+            str(case): [got[case], expected[name][replace(case, again=False)]] for case in got
+        }
         report: list[Any] = [run, compared, num_preemptions]
         if "precision" in how:
             rounded = by_transformers_in(how["precision"], folder / name)
             report += [{str(case): token_ids for case, token_ids in rounded.items()}]
+        if "twice" in how:
+            report += [len(encoded)]
         print(json.dumps(report), flush=True)  # noqa: T201
+
+
+@contextmanager
+def encoded_inputs() -> Iterator[list[Any]]:
+    """Everything that an encoder is run on meanwhile."""
+    from app.engine.plugin.seq2seq.t5 import T5ForConditionalGeneration
+
+    encode, encoded = T5ForConditionalGeneration.embed_multimodal, []
+
+    def encode_and_count(model: Any, *, token_ids: Any, rows: Any) -> Any:
+        encoded.extend(token_ids)
+        return encode(model, token_ids=token_ids, rows=rows)
+
+    with patch.object(T5ForConditionalGeneration, "embed_multimodal", encode_and_count):
+        yield encoded
 
 
 def register_made_classes() -> None:
@@ -140,7 +236,7 @@ def register_made_classes() -> None:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    for architecture in ("T5ForConditionalGeneration", "MT5ForConditionalGeneration"):
+    for architecture in ARCHITECTURES:
         ModelRegistry.register_model(
             architecture, ModelRegistry.models[architecture].load_model_cls()
         )
@@ -159,7 +255,7 @@ def by_transformers(name: str, folder: Path) -> dict[Case, list[int]]:
         tuned.save_pretrained(folder / soft_prompt)
         rows[soft_prompt] = tuned.get_prompt(batch_size=1)[:, :length].detach()
     models: dict[str | None, Any] = {None: base}
-    for lora, targets in LORAS.items():
+    for lora, targets in MODELS[name].loras.items():
         lora_config = LoraConfig(
             "SEQ_2_SEQ_LM", r=8, target_modules=targets, use_dora=lora == "dora"
         )
@@ -198,50 +294,71 @@ def complete(model: Any, rows: dict[str, Any], case: Case) -> list[int]:
     """`rows` are the soft prompts', of (1, virtual tokens, width)."""
     import torch
 
+    decoder_ids = case.decoder_ids(model.config.decoder_start_token_id)
     embeddings = model.get_input_embeddings()(torch.tensor([case.encoder_ids]))
     if case.soft_prompt is not None:
         embeddings = torch.cat([rows[case.soft_prompt], embeddings], dim=1)
     completed = model.generate(
         inputs_embeds=embeddings,
         attention_mask=torch.ones(embeddings.shape[:2]),
-        decoder_input_ids=torch.tensor([case.decoder_ids]),
+        decoder_input_ids=torch.tensor([decoder_ids]),
         max_new_tokens=NUM_TOKENS,
         do_sample=False,
         num_beams=1,
     )
-    token_ids: list[int] = completed[0, len(case.decoder_ids) :].tolist()
+    token_ids: list[int] = completed[0, len(decoder_ids) :].tolist()
     return token_ids
 
 
 def make_model(name: str, folder: Path) -> Any:
-    """A random model, saved with a tokenizer, which vLLM asks for."""
+    """A model, saved with a tokenizer, which vLLM asks for."""
     import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     torch.manual_seed(0)
-    model_type, config = MODELS[name]
+    made = MODELS[name]
     model = AutoModelForSeq2SeqLM.from_config(
-        AutoConfig.for_model(model_type, **config), dtype=torch.float32
+        AutoConfig.for_model(made.model_type, **made.config), dtype=torch.float32
     )
     for parameter_name, weights in model.named_parameters():
         if "relative_attention_bias" in parameter_name:
             torch.nn.init.normal_(weights)
-        elif "block" in parameter_name and weights.dim() == 2:
+        elif (
+            not made.taught
+            and re.search(r"\.(block|layers)\.", parameter_name)
+            and weights.dim() == 2
+        ):
             # As transformers begins, all prompts end in the same token.
-            weights.data *= 2.5
-            if name == "large" and "wo" in parameter_name:
-                weights.data *= LARGE
-    if not config.get("tie_word_embeddings", True):
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCABULARY, config["d_model"]))
+            weights.data *= 2.5 if "block" in parameter_name else 5.0
+            if parameter_name.endswith(("wo.weight", "fc2.weight")):
+                weights.data *= made.outliers
+        elif weights.dim() == 1 and "norm" not in parameter_name:
+            torch.nn.init.normal_(weights, std=0.1)
+        elif "embed_positions" in parameter_name:
+            # Else one token comes again and again.
+            weights.data *= 40.0 if made.config.get("scale_embedding") else 5.0
+    if not made.config.get("tie_word_embeddings", True):
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCABULARY, made.config["d_model"]))
         model.config.tie_word_embeddings = False
+    if made.taught:
+        teach(model)
+    if hasattr(model, "final_logits_bias"):
+        torch.nn.init.normal_(model.final_logits_bias, std=0.02)
+    model.generation_config.update(**made.forced)
     model.save_pretrained(folder)
-    words = WordLevel({f"t{i}": i for i in range(VOCABULARY)})
+    save_tokenizer(folder, VOCABULARY)
+    return model.eval()
+
+
+def save_tokenizer(folder: Path, num_words: int) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = WordLevel({f"t{i}": i for i in range(num_words)})
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
     tokenizer.eos_token = "t1"  # noqa: S105
     tokenizer.save_pretrained(folder)
-    return model.eval()
 
 
 def by_vllm(
@@ -250,6 +367,7 @@ def by_vllm(
     asked: Sequence[Case],
     *,
     preempt: bool = False,
+    twice: bool = False,
     at_once: int = 64,
     precision: Precision = "fp32",
 ) -> tuple[dict[Case, list[int]], int]:
@@ -257,7 +375,10 @@ def by_vllm(
     from vllm import EngineArgs, LLMEngine
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    if twice:
+        asked = [*asked, *(replace(case, again=True) for case in asked)]
     settings = settings.model_copy(update={"precision": precision})
+    start = decoder_tokens(folder / "model").start
     arguments = engine_arguments(folder / "model", settings, this_device())
     arguments |= {"distributed_executor_backend": "uni", "max_num_seqs": 64}
     if preempt:
@@ -270,14 +391,14 @@ def by_vllm(
     scheduler._preempt_request = counted
     got: dict[Case, list[int]] = {}
     for first in range(0, len(asked), at_once):
-        add_requests(engine, folder, asked[first : first + at_once])
+        add_requests(engine, folder, start, asked[first : first + at_once])
         got |= finished(engine, asked[first:])
     del engine
     cleanup_dist_env_and_memory()
     return got, counted.call_count
 
 
-def add_requests(engine: Any, folder: Path, asked: Sequence[Case]) -> None:
+def add_requests(engine: Any, folder: Path, start: int, asked: Sequence[Case]) -> None:
     from safetensors.torch import load_file
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
@@ -288,10 +409,12 @@ def add_requests(engine: Any, folder: Path, asked: Sequence[Case]) -> None:
         if case.soft_prompt is not None:
             tensors = load_file(folder / case.soft_prompt / WEIGHTS_FILE)
             rows = tensors["prompt_embeddings"][: SOFT_PROMPTS[case.soft_prompt]]
-        lora_id = None if case.lora is None else FIRST_ID + list(LORAS).index(case.lora)
+        lora_id = None if case.lora is None else FIRST_ID + list(T5_LORAS).index(case.lora)
         engine.add_request(
             str(number),
-            encoder_decoder_input(case.encoder_ids, case.decoder_ids, case.soft_prompt or "", rows),
+            encoder_decoder_input(
+                case.encoder_ids, case.decoder_ids(start), case.soft_prompt or "", rows
+            ),
             params,
             lora_request=lora_id and LoRARequest(case.lora, lora_id, str(folder / str(case.lora))),
         )

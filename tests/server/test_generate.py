@@ -388,6 +388,7 @@ def test_info(client: httpx.Client) -> None:
         "dtype": "float32",
         "context_window": 8192,
         "encoder_window": None,
+        "forced_bos_token_id": None,
         "vocabulary_size": 49152,
         "max_running_sequences": 128,
         "schedules_by_priority": False,

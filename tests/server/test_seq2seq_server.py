@@ -1,5 +1,6 @@
 """A server of an encoder-decoder model, as FLAN-T5: beside transformers and PEFT, and refusals."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,13 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from softserve.schema.checks import CheckReport
-from tests.server.process import running
-from tests.server.requests import add_adapter, generate, put_adapter, stream, text_of
+from tests.server.process import running, until
+from tests.server.requests import add_adapter, generate, metric, put_adapter, stream, text_of
+from tests.server.seq2seq import (
+    Transformers,
+    completion,
+    message_of,
+    save_lora,
+    save_soft_prompt,
+)
 from tests.server.tiny_models import make_t5
 
 START = ("--context-window", "64", "--encoder-window", "48", "--kv-cache-gib", "0.1")
@@ -53,65 +58,8 @@ def client(folder: Path) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def transformers(folder: Path) -> "Transformers":
+def transformers(folder: Path) -> Transformers:
     return Transformers(folder)
-
-
-class Transformers:
-    """The same model there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForSeq2SeqLM.from_pretrained(folder)
-
-    def complete(
-        self, prompt: str, *, model: Any = None, decoder_prompt: str = "", num_tokens: int = 20
-    ) -> tuple[list[int], str]:
-        """The tokens that are generated, and their text."""
-        start = [0, *self.tokenizer.encode(decoder_prompt, add_special_tokens=False)]
-        token_ids = (model or self.model).generate(
-            input_ids=torch.tensor([self.tokenizer.encode(prompt)]),
-            decoder_input_ids=torch.tensor([start]),
-            max_new_tokens=num_tokens,
-            do_sample=False,
-        )[0, len(start) :]
-        whole = self.tokenizer.decode([*start, *token_ids], skip_special_tokens=True)
-        return token_ids.tolist(), whole.removeprefix(decoder_prompt)
-
-    def logprob(self, prompt: str, label: str) -> float:
-        """Of a label and the end behind it."""
-        labels = torch.tensor([self.tokenizer.encode(label)])
-        token_ids = torch.tensor([self.tokenizer.encode(prompt)])
-        with torch.inference_mode():
-            logits = self.model(input_ids=token_ids, labels=labels).logits
-        logprobs = logits.log_softmax(dim=-1).gather(2, labels[..., None])
-        return float(logprobs.sum())
-
-
-def save_lora(folder: Path, base: Path, targets: str | list[str]) -> PeftModel:
-    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, target_modules=targets)
-    model = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(base), config)
-    for name, weights in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weights, std=0.2)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return model.eval()
-
-
-def save_soft_prompt(folder: Path, base: Path) -> PeftModel:
-    config = PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
-    model = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(base), config)
-    model.save_pretrained(folder)
-    return model.eval()
-
-
-def message_of(response: httpx.Response, status: int = 422) -> str:
-    assert response.status_code == status, response.text
-    return str(response.json()["error"]["message"])
-
-
-def completion(answer: dict[str, Any], index: int = 0) -> tuple[list[int], str]:
-    return answer["completions"][index]["token_ids"], answer["completions"][index]["text"]
 
 
 def test_prompts_are_completed_as_by_transformers(
@@ -209,6 +157,131 @@ def test_adapters_give_what_peft_gives(
     assert len(texts) == 4
 
 
+SEARCHES: list[dict[str, Any]] = [
+    {"num_beams": 4, "max_new_tokens": 30},
+    {"num_beams": 2, "max_new_tokens": 20, "length_penalty": 2.0, "early_stopping": True,
+     "repetition_penalty": 2.5},
+    {"num_beams": 5, "max_new_tokens": 40, "length_penalty": -1.0, "early_stopping": "never",
+     "n": 3},
+    {"num_beams": 3, "max_new_tokens": 12, "length_penalty": 0.0, "min_new_tokens": 6, "n": 3,
+     "decoder_prompt": "the house"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("controls", SEARCHES)
+def test_beams_are_those_of_transformers(
+    client: httpx.Client, transformers: Transformers, controls: dict[str, Any]
+) -> None:
+    """Of several prompts at a time, each of which is searched for."""
+    answer = generate(client, prompt=PROMPTS, return_token_ids=True, **controls)
+
+    expected = [each for prompt in PROMPTS for each in transformers.search(prompt, **controls)]
+    got = [completion(answer, index) for index in range(len(answer["completions"]))]
+    assert got == [(token_ids, text) for token_ids, text, _ in expected]
+    for each, (token_ids, _, _) in zip(answer["completions"], expected, strict=True):
+        assert each["finish_reason"] == ("stop" if token_ids[-1] == 1 else "length")
+    assert answer["usage"]["completion_tokens"] == sum(map(len, (each for each, _, _ in expected)))
+
+
+def test_some_beams_end_and_no_one_is_greedy(transformers: Transformers) -> None:
+    """Else the test above would show less than it seems to."""
+    found = [each for prompt in PROMPTS for each in transformers.search(prompt, **SEARCHES[2])]
+
+    assert any(token_ids[-1] == 1 for token_ids, _, _ in found)
+    greedy = {transformers.complete(prompt, num_tokens=40)[1] for prompt in PROMPTS}
+    assert greedy.isdisjoint(text for _, text, _ in found)
+
+
+def test_logprobs_of_a_beam_add_up_to_its_score(
+    client: httpx.Client, transformers: Transformers
+) -> None:
+    controls: dict[str, Any] = {"num_beams": 3, "n": 2, "max_new_tokens": 10}
+    answer = generate(client, prompt=PROMPTS[0], logprobs=8, **controls)
+
+    greedy = generate(client, prompt=PROMPTS[0], logprobs=8, max_new_tokens=1)
+    for each, (token_ids, _, score) in zip(
+        answer["completions"], transformers.search(PROMPTS[0], **controls), strict=True
+    ):
+        positions = each["logprobs"]
+        assert [position["token_id"] for position in positions] == token_ids
+        mean = sum(position["logprob"] for position in positions) / len(positions)
+        assert mean == pytest.approx(score, abs=1e-3)
+        first = greedy["completions"][0]["logprobs"][0]["top"]
+        assert [(top["token_id"], top["token"]) for top in positions[0]["top"]] == [
+            (top["token_id"], top["token"]) for top in first
+        ]
+        for position in positions:
+            logprobs = [top["logprob"] for top in position["top"]]
+            assert logprobs == sorted(logprobs, reverse=True)
+
+
+def test_a_stream_of_beams_has_their_texts(
+    client: httpx.Client, transformers: Transformers
+) -> None:
+    controls: dict[str, Any] = {"num_beams": 4, "n": 2, "max_new_tokens": 20}
+    streamed = stream(client, prompt=PROMPTS[1], **controls)
+
+    expected = [text for _, text, _ in transformers.search(PROMPTS[1], **controls)]
+    assert [streamed.text(index=index) for index in (0, 1)] == expected
+    assert streamed.done
+
+
+def test_beams_with_adapters_give_what_peft_gives(
+    client: httpx.Client, transformers: Transformers, folder: Path, tmp_path: Path
+) -> None:
+    models = {
+        "beams-lora": save_lora(tmp_path / "beams-lora", folder, "all-linear"),
+        "beams-soft": save_soft_prompt(tmp_path / "beams-soft", folder),
+    }
+    controls: dict[str, Any] = {"num_beams": 4, "n": 2, "max_new_tokens": 20}
+    texts = {text for _, text, _ in transformers.search(PROMPTS[0], **controls)}
+    for name, model in models.items():
+        add_adapter(client, name, tmp_path / name)
+        field = "soft_prompt" if name == "beams-soft" else "adapter"
+        asked = {"prompt": PROMPTS[0], "return_token_ids": True, field: name}
+        answer = generate(client, **asked, **controls)
+        expected = transformers.search(PROMPTS[0], model=model, **controls)
+        assert [completion(answer, index) for index in (0, 1)] == [
+            (token_ids, text) for token_ids, text, _ in expected
+        ], name
+        texts |= {text for _, text, _ in expected}
+    assert len(texts) == 6
+
+
+ENDLESS = {"prompt": PROMPTS, "num_beams": 16, "max_new_tokens": 60, "ignore_eos": True}
+
+
+async def test_who_leaves_a_beam_search_leaves_nothing_behind(client: httpx.Client) -> None:
+    def held(*names: str) -> float:
+        return sum(metric(client, name) for name in names)
+
+    ours = ("softserve_sequences_in_flight", "softserve_sequences_running")
+    engines = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as leaver:
+        leaving = asyncio.create_task(leaver.post("/generate", json=ENDLESS))
+        await until(lambda: held(*ours) > 0, 20.0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+    await until(lambda: held(*ours, *engines) == 0, 20.0)
+
+
+def test_a_beam_search_that_is_cut_off_has_what_it_found(client: httpx.Client) -> None:
+    answer = generate(client, **ENDLESS, n=2, timeout_seconds=0.2, return_token_ids=True)
+
+    assert len(answer["completions"]) == 2 * len(PROMPTS)
+    for each in answer["completions"]:
+        assert each["finish_reason"] == "timeout"
+        assert len(each["token_ids"]) < 60
+
+
+def test_beams_that_ignore_ends_have_the_length_that_was_asked_for(client: httpx.Client) -> None:
+    asked = ENDLESS | {"num_beams": 2, "max_new_tokens": 20}
+    answer = generate(client, **asked, return_token_ids=True)
+
+    assert [len(each["token_ids"]) for each in answer["completions"]] == [20] * len(PROMPTS)
+    assert {each["finish_reason"] for each in answer["completions"]} == {"length"}
+
+
 def test_adapters_of_other_models_are_refused(
     client: httpx.Client, folder: Path, tmp_path: Path
 ) -> None:
@@ -224,6 +297,16 @@ def test_adapters_of_other_models_are_refused(
     weights = nowhere / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes().replace(b"SelfAttention", b"SomeAttention"))
     assert "SomeAttention" in message_of(put_adapter(client, "nowhere", nowhere))
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True")
+@pytest.mark.parametrize("module", ["shared", "lm_head"])
+def test_neither_embedding_nor_head_takes_a_lora(
+    client: httpx.Client, folder: Path, tmp_path: Path, module: str
+) -> None:
+    save_lora(tmp_path, folder, ["q", module])
+    refused = message_of(put_adapter(client, "embedding", tmp_path))
+    assert f"'{module}', to which the engine adds no LoRA" in refused
 
 
 def test_inspect_shows_the_decoders_first_token(
@@ -265,21 +348,6 @@ def test_there_is_no_chat(
         "an encoder-decoder model has no chat template: write the whole prompt yourself and leave "
         f"{param} out"
     )
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/completions", {"prompt": "Hi"}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
-        ("/tokenize", {"prompt": "Hi"}),
-    ],
-)
-def test_openais_protocol_is_refused(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
-    model = client.get("/info").json()["model"]
-    response = client.post(path, json=body | {"model": model})
-    assert response.is_client_error
-    assert "OpenAI's protocol is not spoken with encoder-decoder models" in response.text
 
 
 def test_adapter_check_says_what_a_server_says(folder: Path, tmp_path: Path) -> None:

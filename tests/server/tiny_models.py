@@ -56,6 +56,8 @@ SENTENCES = [
     for where in ("in the garden", "near Paris", "behind the mountain", "at school", "today")
 ]
 T5_PIECES, T5_SENTINELS = 64, 10
+BART_TOKENS = 400
+BART_SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
 
 
 def make_t5(folder: Path) -> Path:
@@ -109,3 +111,64 @@ def _save_sentence_pieces(folder: Path) -> None:
             minloglevel=2,
         )
     T5Tokenizer.from_pretrained(folder, extra_ids=T5_SENTINELS).save_pretrained(folder)
+
+
+def make_bart(folder: Path) -> Path:
+    """One as BART for summaries, with a byte-level BPE tokenizer that is trained here."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "bart",
+        vocab_size=BART_TOKENS,
+        d_model=HIDDEN_SIZE,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+    )
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    for name, weights in model.named_parameters():
+        # As transformers begins, all prompts end in the same token, which comes again and again.
+        if weights.dim() == 2 and ("layers" in name or "embed_positions" in name):
+            weights.data *= 5.0
+    # Whole characters, and an end now and then.
+    model.final_logits_bias[:, 4:260] = -1.0
+    model.final_logits_bias[:, 2] = 0.2
+    # What such a model has there; the last three are for transformers' own requests.
+    model.generation_config.update(
+        forced_bos_token_id=0,
+        forced_eos_token_id=2,
+        num_beams=4,
+        no_repeat_ngram_size=3,
+        min_length=12,
+    )
+    model.save_pretrained(folder)
+    _save_byte_pairs(folder)
+    return folder
+
+
+def _save_byte_pairs(folder: Path) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import RobertaProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        SENTENCES,
+        vocab_size=BART_TOKENS,
+        special_tokens=list(BART_SPECIAL.values()),
+        show_progress=False,
+    )
+    tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    special = {f"{name}_token": text for name, text in BART_SPECIAL.items()}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, **special)
+    fast.save_pretrained(folder)

@@ -19,7 +19,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerFast,
+)
 
 from app.engine.model import default as default_model
 from app.engine.model.find import base_names
@@ -158,6 +163,14 @@ def test_an_architecture_that_it_does_not_know(tmp_path: Path) -> None:
         quantize_checkpoint(str(tmp_path / "model"), tmp_path / "out", Progress(disable=True))
 
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_decoder_model_is_not_sent_to_another_int8(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("t5", d_model=16, d_ff=16, d_kv=8, num_layers=1, vocab_size=64)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "model")
+
+    with pytest.raises(QuantizationFailed, match="serve it with --precision bf16"):
+        quantize_checkpoint(str(tmp_path / "model"), tmp_path / "out", Progress(disable=True))
 
 
 def test_a_model_that_is_quantized_already(tmp_path: Path, quantized: Path) -> None:

@@ -19,6 +19,7 @@ def register() -> None:
         row_operators,
         row_order,
         seeds,
+        sentence_pieces,
         seq2seq,
         text_models,
     )
@@ -34,5 +35,6 @@ def register() -> None:
     row_operators.register()
     row_order.register()
     seeds.register()
+    sentence_pieces.register()
     seq2seq.register()
     text_models.register()

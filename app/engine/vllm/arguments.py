@@ -50,6 +50,18 @@ def parse_engine_arguments(texts: Iterable[str], arguments_class: type) -> dict[
     return arguments
 
 
+def joined_arguments(ours: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """softserve's arguments and the operator's, which count where both are: of several, both do."""
+    joined = ours | given
+    for name in ours.keys() & given.keys():
+        match ours[name], given[name]:
+            case dict(), dict():
+                joined[name] = ours[name] | given[name]
+            case list(), list():
+                joined[name] = ours[name] + given[name]
+    return joined
+
+
 def check_tool_parser(name: str | None) -> None:
     """Raises `InvalidEngineArgument` where vLLM has no such parser."""
     if name is None:

@@ -9,9 +9,12 @@ cannot give out.
 This module imports vLLM, so it is imported when the engine starts.
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
+from vllm.sampling_params import SamplingParams
+from vllm.tokenizers.detokenizer_utils import convert_ids_list_to_tokens
 from vllm.v1.engine import EngineCoreRequest, detokenizer
 
 # Any word will do that ends in a whole character.
@@ -36,11 +39,13 @@ class CompletionDetokenizer(detokenizer.FastIncrementalDetokenizer):  # type: ig
 class DecodedDetokenizer(CompletionDetokenizer):
     """For encoder-decoder models, whose completions begin texts of their own.
 
-    Nothing is in front of one but the token that starts all of them, unless the request has more.
+    Nothing is in front of one but the token that starts all of them, unless the request has more
+    than that and than special tokens, as the code of a language.
     """
 
     def text_in_front(self, request: EngineCoreRequest) -> str:
-        return TEXT_IN_FRONT if len(request.prompt_token_ids or ()) > 1 else ""
+        _, *given = request.prompt_token_ids or [0]
+        return TEXT_IN_FRONT if self.tokenizer.decode(given, skip_special_tokens=True) else ""
 
 
 def keep_prompts_out_of_completions(*, has_encoder: bool = False) -> None:
@@ -48,3 +53,30 @@ def keep_prompts_out_of_completions(*, has_encoder: bool = False) -> None:
     detokenizer.FastIncrementalDetokenizer = (
         DecodedDetokenizer if has_encoder else CompletionDetokenizer
     )
+
+
+def text_of_completion(
+    tokenizer: Any, decoder_ids: Sequence[int], token_ids: Sequence[int], ends: Collection[int]
+) -> str:
+    """The text of tokens behind a decoder's, as vLLM makes it piece by piece."""
+    request = EngineCoreRequest(
+        request_id="",
+        prompt_token_ids=[*decoder_ids],
+        mm_features=None,
+        sampling_params=SamplingParams(),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    made = detokenizer.IncrementalDetokenizer.from_new_request(tokenizer, request)
+    made.update([*token_ids], bool(token_ids) and token_ids[-1] in ends)
+    text: str = made.get_next_output_text(finished=True, delta=False)
+    return text
+
+
+def texts_of_tokens(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
+    """The text of each token alone, as vLLM tells of it with log probabilities."""
+    texts: list[str] = convert_ids_list_to_tokens(tokenizer, [*token_ids])
+    return texts

@@ -9,7 +9,8 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
+from copy import copy
 from dataclasses import replace
 from math import ceil
 from multiprocessing import resource_tracker
@@ -22,15 +23,21 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from app.engine.generation import Chat, GenerationChunk, Structure
+from app.engine.model.decoder_tokens import DecoderTokens, decoder_tokens
 from app.engine.model.find import base_names, check_model_folder, find_model
 from app.engine.model.precision import INT8_METHOD, Device, WeightFormat, choose_format
 from app.engine.proof import prove
 from app.engine.protocol import AdapterFiles, Architecture, Decoding, EngineInfo, Prompt, Weights
 from app.engine.vllm.architecture import NO_PLUGIN, describe_architecture, why_vllm_runs_no_loras
-from app.engine.vllm.arguments import check_tool_parser, parse_engine_arguments
+from app.engine.vllm.arguments import (
+    check_tool_parser,
+    joined_arguments,
+    parse_engine_arguments,
+)
 from app.engine.vllm.calls import DIED_MESSAGE, answer_of
 from app.engine.vllm.device import this_device
 from app.engine.vllm.encoder_decoder import (
+    check_precision,
     check_served,
     encoder_decoder_arguments,
     encoder_decoder_input,
@@ -39,14 +46,14 @@ from app.engine.vllm.encoder_decoder import (
 from app.engine.vllm.environment import loads_plugin, prepare_cpu_environment, prepare_environment
 from app.engine.vllm.fork_server import start_fork_server
 from app.engine.vllm.loras import LoRAs, engine_rank, withdraw_metric
-from app.engine.vllm.outputs import chunk_of
+from app.engine.vllm.outputs import chunk_of, tell_limit
 from app.engine.vllm.soft_prompts import SoftPrompts
 from app.engine.vllm.structures import Structures, compiled_structure
 from app.engine.vllm.threads import run_in_daemon_thread
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import EngineDied, EngineStarting, InvalidRequest, ModelNotLoadable, ServerFull
 from app.settings import Settings
-from softserve.schema.controls import CONTROLS, STRUCTURES, Sampling
+from softserve.schema.controls import BEAMS, CONTROLS, STRUCTURES, Sampling
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from app.engine.vllm.beams import Beams
     from app.engine.vllm.openai import VLLMOpenAI
 
 log = structlog.get_logger(__name__)
@@ -77,7 +85,8 @@ class VLLMEngine:
         self._soft_prompts: SoftPrompts
         self._openai: VLLMOpenAI
         self._structures: Structures | None = None
-        self._decoder_start: int | None = None
+        self._decoder: DecoderTokens | None = None
+        self._beams: Beams | None = None
         self._info: EngineInfo | None = None
         self._architecture: Architecture | None = None
 
@@ -108,9 +117,7 @@ class VLLMEngine:
     async def start(self) -> None:
         await run_in_daemon_thread(self._load)
         self._architecture = await _with_unadapted(self.architecture, self.llm)
-        self._info = await _describe(
-            self._name, self._weight_format, self.llm, self._settings.encoder_window
-        )
+        self._info = await _describe(self._name, self._weight_format, self.llm, self._decoder)
         await prove(self)
 
     async def stop(self) -> None:
@@ -138,8 +145,8 @@ class VLLMEngine:
             self._llm = _start_async_llm(folder, self._settings)
         from app.engine.vllm.detokenizer import keep_prompts_out_of_completions
 
-        self._decoder_start = _decoder_start(self._llm.model_config)
-        keep_prompts_out_of_completions(has_encoder=self._decoder_start is not None)
+        self._decoder = decoder_tokens(folder) if is_encoder_decoder(folder) else None
+        keep_prompts_out_of_completions(has_encoder=self._decoder is not None)
         self._tokenizer = _tokenizer_of(folder, self._llm.model_config)
         withdraw_metric(self._llm)
         self._loras = LoRAs(self._llm)
@@ -149,6 +156,8 @@ class VLLMEngine:
             base_names(self._settings, folder), self._llm.vllm_config, self._settings
         )
         self._openai = self._make_openai()
+        if self._decoder is not None:
+            self._beams = self._make_beams(self._decoder)
         # What is loaded now stays: keep the garbage collector from walking it again and again.
         gc.collect()
         gc.freeze()
@@ -161,6 +170,25 @@ class VLLMEngine:
         from app.engine.vllm.openai import VLLMOpenAI
 
         return VLLMOpenAI(self, self._settings.tool_parser)
+
+    def _make_beams(self, decoder: DecoderTokens) -> "Beams":
+        from vllm.sampling_params import SamplingParams
+
+        from app.engine.vllm.beams import Beams
+
+        # What vLLM takes for the end of any other completion.
+        params = SamplingParams()
+        params.update_from_generation_config(
+            self.llm.input_processor.generation_config_fields,
+            self.llm.renderer.get_eos_token_id(),
+        )
+        return Beams(
+            self.outputs,
+            self.llm.tokenizer,
+            self.llm.model_config.get_vocab_size(),
+            decoder,
+            params.all_stop_token_ids,
+        )
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -177,7 +205,7 @@ class VLLMEngine:
         return await self._tokenizer.fewest_tokens(text)
 
     def chat_prompt(self, chat: Chat) -> str:
-        if self._decoder_start is not None:
+        if self._decoder is not None:
             raise InvalidRequest(
                 "an encoder-decoder model has no chat template: write the whole prompt yourself "
                 f"and leave {chat.asked_by} out",
@@ -208,6 +236,12 @@ class VLLMEngine:
     async def generate(
         self, request_id: str, prompt: Prompt, decoding: Decoding
     ) -> AsyncGenerator[GenerationChunk]:
+        if decoding.sampling.num_beams > 1:
+            assert self._beams is not None, "the model has no encoder"
+            async with aclosing(self._beams.generate(request_id, prompt, decoding)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
         # A special token is not in the text, where stop strings are looked for.
         stop_ids = self.ids_of_special_tokens(decoding.sampling.stop)
         params = _sampling_params(decoding.sampling, decoding.logprobs, stop_ids)
@@ -222,9 +256,13 @@ class VLLMEngine:
         await self._call_for_prompt("softserve_resume", request_id, prompt_index)
 
     async def abort(self, request_id: str, prompt_index: int) -> None:
+        if self._beams is not None:
+            self._beams.abort(request_id, prompt_index)
         await self.llm.abort(_prompt_id(request_id, prompt_index))
 
     async def abort_all(self) -> None:
+        if self._beams is not None:
+            self._beams.abort_all()
         paused = self.llm.pause_generation(mode="abort", clear_cache=False)
         await answer_of(self.llm, paused)
 
@@ -249,15 +287,17 @@ class VLLMEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         outputs = self.llm.generate(
-            self._engine_input(prompt),
-            params,
+            self._engine_input(prompt, params),
+            self._with_space_in_front(prompt, params),
             _prompt_id(request_id, prompt.index),
             lora_request=self._loras.request(prompt.lora),
             # vLLM takes the lowest first.
             priority=-priority,
         )
+        forced_eos = () if self._decoder is None else self._decoder.last_of(params)
         try:
             async for output in outputs:
+                tell_limit(output, params, forced_eos)
                 yield output
         except EngineDeadError as error:
             raise EngineDied(DIED_MESSAGE) from error
@@ -268,11 +308,35 @@ class VLLMEngine:
         finally:
             await outputs.aclose()
 
-    def _engine_input(self, prompt: Prompt) -> "EngineInput":
+    def _with_space_in_front(self, prompt: Prompt, params: "SamplingParams") -> "SamplingParams":
+        """Where the first space of a completion is left out of its text, a choice has one.
+
+        That is so of a text that begins, in tokens that are pieces of text.
+        """
+        from vllm.sampling_params import StructuredOutputsParams
+
+        structure = params.structured_outputs
+        begins = self._decoder is not None and not prompt.decoder_ids
+        if not (structure and structure.choice and begins and self._tokenizer.has_sentence_pieces):
+            return params
+        as_they_are = [text for text in structure.choice if not text.startswith(" ")]
+        choice = [*(f" {text}" for text in structure.choice), *as_they_are]
+        params = copy(params)
+        params.structured_outputs = StructuredOutputsParams(choice=choice)
+        return params
+
+    def _engine_input(self, prompt: Prompt, params: "SamplingParams") -> "EngineInput":
+        window = self.info.encoder_window
+        if window is not None and len(prompt.token_ids) + prompt.num_virtual_tokens > window:
+            # It would die: there are no positions for these.
+            raise InvalidRequest(
+                f"the engine refuses the request: its encoder takes {window:,} tokens"
+            )
+
         from vllm.inputs.engine import tokens_input
 
-        if self._decoder_start is not None:
-            decoder_ids = [self._decoder_start, *prompt.decoder_ids]
+        if self._decoder is not None:
+            decoder_ids = self._decoder.prompt(prompt.decoder_ids, params)
             if (digest := prompt.soft_prompt) is None:
                 return encoder_decoder_input(prompt.token_ids, decoder_ids)
             rows = self._soft_prompts.rows(digest)
@@ -337,11 +401,13 @@ def engine_config(folder: Path, settings: Settings, **changes: Any) -> "VllmConf
 
     device = this_device()
     if is_encoder_decoder(folder):
-        check_served(folder)
+        check_served(folder, settings.encoder_window, settings.context_window)
         if not loads_plugin():
             raise ModelNotLoadable(f"{folder} needs softserve's plugin, and {NO_PLUGIN}")
     given = parse_engine_arguments(settings.engine_arg, AsyncEngineArgs)
-    arguments = engine_arguments(folder, settings, device) | given | changes
+    arguments = joined_arguments(engine_arguments(folder, settings, device), given) | changes
+    if is_encoder_decoder(folder):
+        check_precision(folder, arguments["quantization"])
     if device.is_cpu:
         prepare_cpu_environment(eager=bool(arguments["enforce_eager"]))
     if arguments.get("quantization") == INT8_METHOD and not loads_plugin():
@@ -353,11 +419,6 @@ def engine_config(folder: Path, settings: Settings, **changes: Any) -> "VllmConf
     # vLLM refuses a model or an argument with whatever its check happens to raise.
     except Exception as error:
         raise ModelNotLoadable(f"vLLM cannot serve {folder}: {_reason(error)}") from error
-    if config.model_config.quantization == INT8_METHOD and config.model_config.is_encoder_decoder:
-        raise ModelNotLoadable(
-            f"{folder} is an encoder-decoder model, which --precision int8 does not take: use fp32 "
-            "or bf16"
-        )
     if config.model_config.quantization == INT8_METHOD and config.model_config.get_num_experts():
         raise ModelNotLoadable(
             f"{folder} is a mixture of experts, which --precision int8 cannot quantize: use bf16"
@@ -381,13 +442,6 @@ def _tokenizer_of(folder: Path, config: "ModelConfig") -> Tokenizer:
     if not makes_tokens:
         raise ModelNotLoadable(f"{folder} has no tokenizer that knows any word: {advice}")
     return tokenizer
-
-
-def _decoder_start(config: "ModelConfig") -> int | None:
-    """The token that starts a decoder whose prompt an encoder has; None where there is none."""
-    if not config.is_encoder_decoder:
-        return None
-    return int(config.hf_config.decoder_start_token_id)
 
 
 def _engine_config(arguments: dict[str, Any]) -> "VllmConfig":
@@ -429,7 +483,8 @@ def engine_arguments(folder: Path, settings: Settings, device: Device) -> dict[s
         # There is no encoder to profile, and no item that would be worth keeping.
         arguments |= {"skip_mm_profiling": True, "mm_processor_cache_gb": 0}
     if is_encoder_decoder(folder):
-        arguments |= encoder_decoder_arguments(settings.encoder_window, settings.context_window)
+        windows = (settings.encoder_window, settings.context_window)
+        arguments |= encoder_decoder_arguments(folder, *windows)
         if device.is_cpu:
             # Blocks are gathered whole, used or not.
             arguments["block_size"] = 32
@@ -449,7 +504,7 @@ async def _with_unadapted(architecture: Architecture, llm: "AsyncLLM") -> Archit
 
 
 async def _describe(
-    name: str, weight_format: WeightFormat, llm: "AsyncLLM", encoder_window: int
+    name: str, weight_format: WeightFormat, llm: "AsyncLLM", decoder: DecoderTokens | None
 ) -> EngineInfo:
     import vllm
     from vllm.platforms import current_platform
@@ -477,7 +532,8 @@ async def _describe(
         lora_kernel=await _lora_kernel(llm),
         engine="vllm",
         engine_version=vllm.__version__,
-        encoder_window=encoder_window if model.is_encoder_decoder else None,
+        encoder_window=None if decoder is None else model.hf_config.encoder_window,
+        forced_bos_token_id=None if decoder is None else decoder.forced_bos,
     )
 
 
@@ -521,7 +577,7 @@ def _sampling_params(
 ) -> "SamplingParams":
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    names = [name for name in CONTROLS if name not in STRUCTURES]
+    names = [name for name in CONTROLS if name not in {*STRUCTURES, *BEAMS}]
     controls = {VLLM_NAMES.get(name, name): getattr(sampling, name) for name in names}
     return SamplingParams(
         **controls | {"top_k": sampling.top_k or 0, "stop": list(sampling.stop)},

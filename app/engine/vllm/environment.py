@@ -8,7 +8,6 @@ from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.engine.vllm.encoder_decoder import ENCODER_WINDOW_VARIABLE
 from app.engine.vllm.soft_prompts import MAX_VIRTUAL_TOKENS_VARIABLE
 from app.settings import Settings
 
@@ -38,7 +37,6 @@ def prepare_environment(settings: Settings) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    os.environ[ENCODER_WINDOW_VARIABLE] = str(settings.encoder_window)
     os.environ[MAX_VIRTUAL_TOKENS_VARIABLE] = str(settings.max_virtual_tokens)
 
 

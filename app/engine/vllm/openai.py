@@ -2,7 +2,8 @@
 
 The plot: vLLM reads a call, renders its prompts and writes the answer. Each call gets a copy of the
 serving object, whose engine is a view of the real one: there, each prompt waits for its turn, gets
-its adapters, and is counted. No header of a client comes this far.
+its adapters, and is counted. No header of a client comes this far. Of an encoder in the model vLLM
+is told nothing here: the view gives the prompt to it.
 
 This module imports vLLM, so it is imported when the engine starts.
 """
@@ -48,6 +49,8 @@ from app.errors import ContextWindowExceeded, InvalidRequest
 from app.tasks import end
 
 if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+
     from app.engine.vllm.engine import VLLMEngine
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
@@ -74,6 +77,8 @@ class VLLMOpenAI:
         self._calls_tools = tool_parser is not None
         logging.getLogger(LOGGER).setLevel(logging.CRITICAL)
         llm = engine.llm
+        config = llm.model_config
+        self._config = _WithoutEncoder(config) if config.is_encoder_decoder else config
         template = getattr(llm.renderer.get_tokenizer(), "chat_template", None)
         self._shows_tools = not isinstance(template, str) or "tools" in template
         models = OpenAIServingModels(llm, [BaseModelPath(llm.model_config.model, "")])
@@ -87,7 +92,7 @@ class VLLMOpenAI:
             "tool_parser": tool_parser,
         }
         details: dict[str, Any] = {"enable_prompt_tokens_details": True}
-        renderer = OnlineRenderer(llm.model_config, llm.renderer, **chat, **tools)
+        renderer = OnlineRenderer(self._config, llm.renderer, **chat, **tools)
         self._serving: dict[Operation, Any] = {
             "completions": OpenAIServingCompletion(
                 llm, models, online_renderer=renderer, request_logger=None, **details
@@ -98,6 +103,7 @@ class VLLMOpenAI:
             "responses": OpenAIServingResponses(llm, models, renderer, **chat, **tools, **details),
         }
         self._tokenization = ServingTokenization(models, renderer, **chat)
+        self._tokenization.model_config = llm.model_config
 
     async def answer(self, call: OpenAICall, turns: Turns) -> AsyncGenerator[bytes]:
         self._check_tools(call)
@@ -141,6 +147,7 @@ class VLLMOpenAI:
     def _create(self, call: OpenAICall, view: "_EngineView") -> Callable[[Any], Awaitable[Any]]:
         serving = copy.copy(self._serving[call.operation])
         serving.engine_client = view
+        serving.model_config = self._config
         serving.models = SimpleNamespace(model_name=lambda _: call.model, lora_requests={})
         create: dict[Operation, str] = {
             "completions": "create_completion",
@@ -195,6 +202,10 @@ class _EngineView:
         """As vLLM's; of what it is given besides, nothing is the caller's to say."""
         asked = self._turns.prompt(prompt["prompt_token_ids"])
         return self._outputs(asked, sampling_params, self._room(asked, sampling_params))
+
+    @property
+    def _has_encoder(self) -> bool:
+        return self._engine.info.encoder_window is not None
 
     def check(self) -> None:
         """Raises what has failed here: vLLM makes an event of it."""
@@ -252,7 +263,7 @@ class _EngineView:
                     for completion in output.outputs:
                         chunk = chunk_of(asked, output, completion, params.logprobs)
                         turn.record(self._counted(chunk))
-                    yield _without_virtual_tokens(output, asked)
+                    yield _as_asked(output, asked, has_encoder=self._has_encoder)
                     await turn.keep_pace()
 
     def _counted(self, chunk: GenerationChunk) -> GenerationChunk:
@@ -263,6 +274,9 @@ class _EngineView:
 
     def _room(self, asked: Prompt, params: SamplingParams) -> int:
         """The tokens to generate at most: vLLM knows of no virtual ones."""
+        if self._has_encoder:
+            # It is checked where the prompt is made.
+            return int(params.max_tokens)
         window = self._engine.info.context_window
         room = window - len(asked.token_ids) - asked.num_virtual_tokens
         most: int = params.max_tokens
@@ -294,11 +308,26 @@ async def _whole(outputs: AsyncGenerator[RequestOutput]) -> RequestOutput:
     return whole
 
 
-def _without_virtual_tokens(output: RequestOutput, asked: Prompt) -> RequestOutput:
-    if not asked.num_virtual_tokens:
+class _WithoutEncoder:
+    """A model's configuration as if it had no encoder: vLLM's serving knows of none of texts."""
+
+    is_encoder_decoder = False
+
+    def __init__(self, config: "ModelConfig") -> None:
+        self._config = config
+        # A prompt and its completion, each as long as it may be.
+        self.max_model_len = config.hf_config.encoder_window + config.max_model_len
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+def _as_asked(output: RequestOutput, asked: Prompt, *, has_encoder: bool) -> RequestOutput:
+    """With the prompt as it was given: without virtual tokens, and what an encoder has of it."""
+    if not (asked.num_virtual_tokens or has_encoder):
         return output
     if output.prompt_token_ids is not None:
-        output.prompt_token_ids = asked.token_ids
+        output.prompt_token_ids = [*asked.token_ids, *asked.decoder_ids]
     if output.prompt_logprobs is not None:
         output.prompt_logprobs = output.prompt_logprobs[asked.num_virtual_tokens :]
     if output.num_cached_tokens is not None:

@@ -1,5 +1,6 @@
 """From vLLM's outputs to chunks."""
 
+from collections.abc import Collection
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from softserve.schema.generation import FinishReason
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.sampling_params import SamplingParams
 
 
 def chunk_of(
@@ -27,7 +29,7 @@ def chunk_of(
         token_ids=tuple(completion.token_ids),
         num_prompt_tokens=prompt.num_tokens,
         num_cached_tokens=output.num_cached_tokens or 0,
-        queue_seconds=metrics.scheduled_ts - metrics.queued_ts if scheduled else 0.0,
+        queue_seconds=queue_seconds_of(output),
         # A stop string can cut the tokens behind it, but not their log probabilities.
         logprobs=tuple(
             _position_logprobs(position, token_id, num_logprobs)
@@ -41,6 +43,29 @@ def chunk_of(
         num_virtual_tokens=prompt.num_virtual_tokens,
         prefill_seconds=metrics.first_token_ts - metrics.scheduled_ts if scheduled else 0.0,
     )
+
+
+def queue_seconds_of(output: "RequestOutput") -> float:
+    """Those before the engine's first step for it."""
+    metrics = output.metrics
+    if metrics is None or metrics.scheduled_ts <= 0:
+        return 0.0
+    return float(metrics.scheduled_ts - metrics.queued_ts)
+
+
+def tell_limit(
+    output: "RequestOutput", params: "SamplingParams", forced_eos: Collection[int]
+) -> None:
+    """Have no completion be said to have stopped where a limit has ended it.
+
+    `forced_eos` are the tokens of which one is forced at the limit, so that vLLM finds an end.
+    """
+    if output.metrics is None or output.metrics.num_generation_tokens != params.max_tokens:
+        return
+    for completion in output.outputs:
+        ended_at = completion.token_ids[-1] if completion.token_ids else None
+        if completion.finish_reason == "stop" and ended_at in forced_eos:
+            completion.finish_reason = "length"
 
 
 def _position_logprobs(

@@ -22,6 +22,10 @@ TRIAL = Path(__file__).with_name("structure_trial.py")
 MAX_SECONDS = 30.0
 TOO_LONG = "it takes too long to compile: make it simpler"
 NO_RULES = "this model's tokenizer is not of the kind that structures need"
+NOT_ALL_CHARACTERS = (
+    "this model's tokenizer has no tokens for some characters, so that a completion could come to "
+    "a place where it cannot go on: give choice, or a template with labels"
+)
 NOT_TRIED = "structures cannot be tried at the moment: try again"
 MAX_KNOWN = 1024
 # Where any white space is allowed, a small model can write it without end.
@@ -86,6 +90,8 @@ class Structures:
         rules = self._tokenizer.rules
         if rules is None:
             return NO_RULES
+        if self._tokenizer.has_sentence_pieces and (unsaid := self._cannot_say(structure)):
+            return unsaid
         async with self._one_at_a_time:
             try:
                 async with asyncio.timeout(MAX_SECONDS):
@@ -98,6 +104,14 @@ class Structures:
                 raise ServerFull(NOT_TRIED)
             reason: str | None = json.loads(answer)
             return reason
+
+    def _cannot_say(self, structure: Structure) -> str | None:
+        """Why tokens that are pieces of text do not make all that a structure asks for."""
+        if structure.kind != "choice":
+            return NOT_ALL_CHARACTERS
+        if missing := self._tokenizer.missing_characters("".join(json.loads(structure.text))):
+            return f"this model's tokenizer has no token for {missing[0]!r}: leave it out"
+        return None
 
     async def _ask(self, structure: Structure, rules: str) -> bytes:
         """The process's answer; nothing where it has ended."""

@@ -45,11 +45,26 @@ class Tokenizer:
 
         if not isinstance(self._tokenizer, TokenizersBackend):
             return None
-        rules = copy(self._tokenizer.backend_tokenizer)
+        rules = for_structures(self._tokenizer.backend_tokenizer)
         rules.no_padding()
         rules.no_truncation()
         text: str = rules.to_str()
         return text
+
+    @cached_property
+    def has_sentence_pieces(self) -> bool:
+        """Whether its tokens are pieces of text and no bytes, as T5's.
+
+        Then there are characters that no token has, and a space before a text is no part of it.
+        """
+        rules = getattr(self._tokenizer, "backend_tokenizer", None)
+        return rules is not None and _replacement(rules) is not None
+
+    def missing_characters(self, text: str) -> str:
+        """Those of a text that are no token of their own, where tokens are pieces of text."""
+        rules = self._tokenizer.backend_tokenizer
+        pieces = {each: _replacement(rules) if each == " " else each for each in text}
+        return "".join(each for each in pieces if rules.token_to_id(pieces[each]) is None)
 
     @property
     def size(self) -> int:
@@ -180,6 +195,31 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         text: str = self._tokenizer.decode([token_id])
         return text
+
+
+def for_structures(rules: Any) -> Any:
+    """A copy of a tokenizer's rules, as llguidance has to be given them.
+
+    Of SentencePiece's tokens it wants a decoder that says which character stands for a space, and
+    makes tokens of any part of a text: there a space in front is one.
+    """
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    rules = copy(rules)
+    if (replacement := _replacement(rules)) is not None:
+        rules.normalizer = normalizers.Replace(" ", replacement)
+        rules.pre_tokenizer = pre_tokenizers.Sequence([])
+        steps = [decoders.Replace(replacement, " "), decoders.ByteFallback(), decoders.Fuse()]
+        rules.decoder = decoders.Sequence(steps)
+    return rules
+
+
+def _replacement(rules: Any) -> str | None:
+    """What stands for a space in tokens that are pieces of text, else None."""
+    from tokenizers import decoders
+
+    decoder = rules.decoder
+    return decoder.replacement if isinstance(decoder, decoders.Metaspace) else None
 
 
 def _write_it_yourself(chat: Chat) -> str:

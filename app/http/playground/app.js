@@ -75,7 +75,7 @@ function App() {
     <header>
       <h1>softserve</h1>
       <p class="model">
-        ${info && html`${info.model} <span class="help">context window ${info.context_window.toLocaleString("en")}</span>`}
+        ${info && html`${info.model} <span class="help">${windowsOf(info)}</span>`}
       </p>
       <nav aria-label="Views">
         ${Object.keys(VIEWS).map(
@@ -109,6 +109,13 @@ function App() {
       }
     </main>
   `;
+}
+
+/** How much fits into the model. @param {Json} info */
+function windowsOf({ context_window, encoder_window }) {
+  const size = context_window.toLocaleString("en");
+  if (!encoder_window) return `context window ${size}`;
+  return `encoder's window ${encoder_window.toLocaleString("en")}, decoder's ${size}`;
 }
 
 /** What the server tells all views. It is asked until it is ready. */

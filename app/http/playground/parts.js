@@ -77,11 +77,16 @@ export function TextArea({ id, value, rows = 3, label, onChange, onSubmit }) {
   ></textarea>`;
 }
 
+/** What `PromptFields` asks for. */
+export const PROMPT_FIELDS = ["prompt", "use_chat_template", "system", "decoder_prompt"];
+
 /**
- * Prompt, chat template and system message.
- * @param {{request: Json, change: (changes: Json) => void, error: ServerError | null, onSubmit?: () => void}} props
+ * The prompt, and what goes with it: of an encoder-decoder model what its decoder starts with, else
+ * chat template and system message.
+ * @param {{info: Json, request: Json, change: (changes: Json) => void, error: ServerError | null, onSubmit?: () => void}} props
  */
-export function PromptFields({ request, change, error, onSubmit }) {
+export function PromptFields({ info, request, change, error, onSubmit }) {
+  const Rest = info.encoder_window ? DecoderField : ChatFields;
   return html`
     <${Field} label="Prompt" name="prompt" error=${error}>
       ${(/** @type {string} */ id) =>
@@ -93,6 +98,32 @@ export function PromptFields({ request, change, error, onSubmit }) {
           onSubmit=${onSubmit}
         />`}
     <//>
+    <${Rest} request=${request} change=${change} error=${error} onSubmit=${onSubmit} />
+  `;
+}
+
+/** @param {{request: Json, change: (changes: Json) => void, error: ServerError | null, onSubmit?: () => void}} props */
+function DecoderField({ request, change, error, onSubmit }) {
+  return html`<${Field}
+    label="Decoder prompt"
+    name="decoder_prompt"
+    help="What the answer goes on from."
+    error=${error}
+  >
+    ${(/** @type {string} */ id) =>
+      html`<${TextArea}
+        id=${id}
+        rows=${1}
+        value=${request.decoder_prompt ?? ""}
+        onChange=${(/** @type {string} */ text) => change({ decoder_prompt: text || undefined })}
+        onSubmit=${onSubmit}
+      />`}
+  <//>`;
+}
+
+/** @param {{request: Json, change: (changes: Json) => void, error: ServerError | null, onSubmit?: () => void}} props */
+function ChatFields({ request, change, error, onSubmit }) {
+  return html`
     <label class="check">
       <input
         type="checkbox"

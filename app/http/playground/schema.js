@@ -31,6 +31,7 @@ export const GROUPS = [
     title: "Repetition",
     names: ["repetition_penalty", "presence_penalty", "frequency_penalty"],
   },
+  { title: "Beam search", names: ["num_beams", "length_penalty", "early_stopping"] },
   { title: "Structure", names: ["choice", "regex", "json_schema"] },
   { title: "Scheduling", names: ["timeout_seconds", "priority"] },
 ];

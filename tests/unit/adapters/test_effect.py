@@ -1,6 +1,8 @@
 """What is asked for an effect, and what is told of it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ TEXT = list(PROBE_TEXT.encode())
 class Scored(FakeEngine):
     """It remembers what was asked of it."""
 
-    def __init__(self) -> None:
-        super().__init__(context_window=64)
+    def __init__(self, **how: Any) -> None:
+        super().__init__(context_window=64, **how)
         self.prompts: list[Prompt] = []
 
     async def next_token_logprobs(self, request_id: str, prompt: Prompt) -> NDArray[np.float32]:
@@ -76,6 +78,19 @@ async def test_the_probe(
     assert effect is not None
     assert effect.changed
     assert engine.prompts == [base, adapted]
+
+
+async def test_the_probe_is_behind_a_forced_token(tmp_path: Path) -> None:
+    """Hardly anything changes that one: it is what the model was always trained to begin with."""
+    engine = Scored(encoder_window=64, forced_bos_token_id=9)
+    await engine.start()
+    stage(tmp_path, "", "lora")
+    await engine.load_adapter(AdapterFiles("ab", "lora", tmp_path))
+
+    await Probe(engine).measure(AdapterVersion("ab", "lora", 1, None, rank=1), tmp_path)
+
+    base = Prompt(0, TEXT, decoder_ids=(9,))
+    assert engine.prompts == [base, replace(base, lora="ab")]
 
 
 @pytest.mark.parametrize(

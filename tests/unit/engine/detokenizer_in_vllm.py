@@ -17,6 +17,8 @@ from vllm.v1.engine import EngineCoreRequest, detokenizer
 from app.engine.vllm.detokenizer import keep_prompts_out_of_completions
 
 WORDS = ("▁", "▁a", "▁secret", "▁plan", "a", "!")
+# What starts a decoder, and a language.
+SPECIAL = ["<s>", "<de>"]
 
 
 def byte_level() -> Tokenizer:
@@ -42,6 +44,7 @@ def byte_fallback() -> Tokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
+    tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
 
 
@@ -79,4 +82,7 @@ if __name__ == "__main__":
     cases = json.load(sys.stdin)
     of_vllm = [decoded(*case) for case in cases]
     keep_prompts_out_of_completions()
-    json.dump({"vllm": of_vllm, "softserve": [decoded(*case) for case in cases]}, sys.stdout)
+    ours = [decoded(*case) for case in cases]
+    keep_prompts_out_of_completions(has_encoder=True)
+    of_decoder = [decoded(*case) for case in cases]
+    json.dump({"vllm": of_vllm, "softserve": ours, "decoder": of_decoder}, sys.stdout)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.engine.vllm.arguments import OWNED, parse_engine_arguments
+from app.engine.vllm.arguments import OWNED, joined_arguments, parse_engine_arguments
 from app.errors import InvalidEngineArgument
 
 
@@ -71,3 +71,16 @@ def test_refused(text: str, message: str) -> None:
 def test_every_owned_argument_is_refused(name: str) -> None:
     with pytest.raises(InvalidEngineArgument, match=f"{name} is softserve's own: "):
         parse_engine_arguments([f"{name}=1"], Arguments)
+
+
+def test_what_is_several_is_joined() -> None:
+    """An encoder-decoder model needs what softserve says in these, whatever an operator adds."""
+    ours = {"hf_overrides": {"a": 1, "b": 1}, "logits_processors": ["ours"], "seed": 1}
+    given = {"hf_overrides": {"b": 2}, "logits_processors": ["theirs"], "seed": 2, "more": 3}
+
+    assert joined_arguments(ours, given) == {
+        "hf_overrides": {"a": 1, "b": 2},
+        "logits_processors": ["ours", "theirs"],
+        "seed": 2,
+        "more": 3,
+    }

@@ -52,6 +52,13 @@ def test_what_is_given_is_in_effect() -> None:
 
 GREEDY = "because the request is greedy: give a temperature above 0, or leave it out"
 GO_ON = "would have a completion go on behind the end that"
+WITHOUT_BEAMS = "has no effect without beams: give num_beams above 1, or leave it out"
+RANDOM = (
+    "is for random sampling, and num_beams asks for the most likely completions: leave one of the "
+    "two out"
+)
+TAKES_NO = "a beam search takes no"
+LEAVE_OUT = "leave it or num_beams out"
 RAISE = "has no effect at temperature 0: raise the temperature, or leave one of the two out"
 
 
@@ -73,6 +80,21 @@ RAISE = "has no effect at temperature 0: raise the temperature, or leave one of 
          f"min_new_tokens {GO_ON} choice gives it: leave one of them out"),
         ({"json_schema": {}, "ignore_eos": True}, "ignore_eos",
          f"ignore_eos {GO_ON} json_schema gives it: leave one of them out"),
+        ({"length_penalty": 1.0}, "length_penalty", f"length_penalty {WITHOUT_BEAMS}"),
+        ({"num_beams": 1, "early_stopping": False}, "early_stopping",
+         f"early_stopping {WITHOUT_BEAMS}"),
+        ({"num_beams": 2, "top_p": 1.0}, "top_p", f"top_p {RANDOM}"),
+        ({"num_beams": 2, "temperature": 0.5}, "temperature", f"temperature {RANDOM}"),
+        ({"num_beams": 2, "seed": 0}, "seed", f"seed {RANDOM}"),
+        ({"num_beams": 2, "stop": ["a"]}, "stop", f"{TAKES_NO} stop: {LEAVE_OUT}"),
+        ({"num_beams": 2, "presence_penalty": -1.0}, "presence_penalty",
+         f"{TAKES_NO} presence_penalty: {LEAVE_OUT}"),
+        ({"num_beams": 2, "json_schema": {}}, "json_schema",
+         f"{TAKES_NO} json_schema: {LEAVE_OUT}"),
+        ({"num_beams": 2, "repetition_penalty": 0.5}, "repetition_penalty",
+         f"repetition_penalty is 0.5, and a beam search takes none below 1: {LEAVE_OUT}"),
+        ({"num_beams": 2, "n": 3}, "n",
+         "n is 3 and num_beams is 2: lower the first or raise the second"),
         ({"min_new_tokens": 1000, "max_new_tokens": 999}, "min_new_tokens",
          "min_new_tokens is 1,000 and max_new_tokens is 999: lower the first or raise the second"),
         ({"min_new_tokens": 129}, "min_new_tokens",
@@ -99,6 +121,17 @@ def test_the_structure_that_is_asked_for(
     given: dict[str, Any], structure: tuple[str, str] | None
 ) -> None:
     assert structure_of(resolve_sampling(**given)) == structure
+
+
+def test_beams_are_not_greedy() -> None:
+    controls = resolve_sampling(num_beams=4, n=4, early_stopping="never", repetition_penalty=1.5)
+    assert (controls.greedy, controls.length_penalty) == (False, 1.0)
+    assert resolve_sampling(num_beams=1).greedy
+
+
+def test_sequences_are_prompts_times_beams() -> None:
+    sampling = resolve_sampling(num_beams=4, n=3)
+    assert GenerationRequest("id", 2, sampling).num_sequences == 8
 
 
 def test_sequences_are_prompts_times_n() -> None:

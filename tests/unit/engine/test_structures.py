@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from app.engine.generation import resolve_sampling
-from app.engine.vllm.structures import Structures, compiled_structure
+from app.engine.vllm.structures import NOT_ALL_CHARACTERS, Structures, compiled_structure
 from app.engine.vllm.tokenizer import Tokenizer
 from app.errors import InvalidRequest
 
@@ -32,6 +32,18 @@ def bytes_tokenizer() -> Tokenizer:
 
 
 TOKENIZER = bytes_tokenizer()
+
+
+def pieces_tokenizer() -> Tokenizer:
+    """Pieces of text, as T5 has them: letters, and words with the space before them."""
+    words = ["<pad>", END, "<unk>", "▁", *"abcdehot", "▁the", "▁cat", "cat"]
+    rules = Rules(models.Unigram([(word, -1.0) for word in words], unk_id=2))
+    rules.pre_tokenizer = pre_tokenizers.Metaspace()
+    rules.decoder = decoders.Metaspace()
+    rules.add_special_tokens(words[:3])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules)
+    tokenizer.eos_token = END
+    return Tokenizer(tokenizer)
 
 
 @pytest.fixture
@@ -72,6 +84,27 @@ ORDER = {
 )
 async def test_what_can_be_kept_to(structures: Structures, given: dict[str, Any]) -> None:
     assert await refusal(structures, **given) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"choice": ["the cat", " dot", "a"]}, None),
+        ({"choice": ["cat", "cats"]}, "has no token for 's': leave it out"),
+        ({"regex": "[a-d]+"}, NOT_ALL_CHARACTERS.partition("tokenizer ")[2]),
+        ({"json_schema": {}}, NOT_ALL_CHARACTERS.partition("tokenizer ")[2]),
+    ],
+)
+async def test_tokens_that_are_pieces_of_text_say_what_they_have(
+    given: dict[str, Any], reason: str | None
+) -> None:
+    pieces = pieces_tokenizer()
+    structures = Structures(pieces, pieces.size)
+    error = await refusal(structures, **given)
+    await structures.stop()
+
+    assert (error is None) is (reason is None)
+    assert error is None or error.message.endswith(f"tokenizer {reason}")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
-"""Encoder-decoder models, which vLLM 0.32 has none of for text: T5 and its kin.
+"""Encoder-decoder models, which vLLM 0.32 has none of for text: T5 and BART, and their kin.
 
 A model's encoder is what vLLM takes for the encoder of another modality: its input is an item of a
 request (app/engine/vllm/encoder_decoder.py), and its output goes to the decoder's cross-attention.
 
-    t5                   the model: T5, FLAN-T5, MT5
-    relative_attention   the decoder's self-attention, with a bias for each distance
+    model                what the models have in common
+    t5                   T5, FLAN-T5, MT5
+    bart                 BART, MBART
+    relative_attention   self-attention of T5's decoder, with a bias for each distance
+    forced_tokens        the first and the last token of a completion, where a model forces them
     encoder_input        what vLLM has to know of the encoder's input
     encoder_order        which of a step's encoder outputs is which request's
+    encoder_sharing      equal inputs are encoded once
 """
 
 from typing import Any
@@ -23,12 +27,13 @@ _SUFFIX = "_" + vllm.__version__.replace(".", "_")
 
 def register() -> None:
     """Have vLLM know the models, and what they need."""
-    from app.engine.plugin.seq2seq import encoder_order, relative_attention
+    from app.engine.plugin.seq2seq import encoder_order, encoder_sharing, relative_attention
 
     register_backend(relative_attention.NAME, f"{relative_attention.__name__}.RelativeBackend")
-    for architecture in ARCHITECTURES:
-        ModelRegistry.register_model(architecture, f"{__name__}.t5:{architecture}{_SUFFIX}")
+    for architecture, module in ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, f"{__name__}.{module}:{architecture}{_SUFFIX}")
     encoder_order.register()
+    encoder_sharing.register()
 
 
 def by_name_with_version(module: dict[str, Any], name: str) -> Any:

@@ -11,7 +11,7 @@ last linear layer of each is in FP32, and so is the sum that goes through the la
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
 )
-from vllm.model_executor.model_loader.weight_utils import default_weight_loader
-from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal
-from vllm.model_executor.models.module_mapping import MultiModelKeys
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from app.engine.plugin.ready_inputs import NoDummyInputs, NoProcessor
 from app.engine.plugin.seq2seq import by_name_with_version
-from app.engine.plugin.seq2seq.encoder_input import Limits
+from app.engine.plugin.seq2seq.model import EncoderDecoder, Parts, attention_within_inputs
 from app.engine.plugin.seq2seq.relative_attention import RelativeBackend, RelativeBias
 
 if TYPE_CHECKING:
@@ -50,13 +45,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
     "gelu_new": partial(functional.gelu, approximate="tanh"),
     "silu": functional.silu,
-}
-EMBEDDINGS = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
-# Of a module in a checkpoint, by the one that holds it: the module here, and which part of it.
-PARTS: dict[str, dict[str, tuple[str, str | int]]] = {
-    "SelfAttention": {"q": ("qkv", "q"), "k": ("qkv", "k"), "v": ("qkv", "v")},
-    "EncDecAttention": {"k": ("kv", 0), "v": ("kv", 1)},
-    "DenseReluDense": {"wi_0": ("wi", 0), "wi_1": ("wi", 1)},
 }
 
 
@@ -105,21 +93,13 @@ class EncoderAttention(SelfAttention):
 
     def forward(self, hidden: Tensor, lengths: Sequence[int], bias: RelativeBias) -> Tensor:
         """Attention of tokens (all inputs' tokens, d_model), of inputs that follow each other."""
-        qkv, _ = self.qkv(hidden)
-        attended = torch.empty_like(qkv[:, : self.num_heads * self.head_size])
-        firsts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-        for length in set(lengths):
-            # Inputs of one length need no padding, which would have to be masked for each.
-            alike = [first for first, each in zip(firsts, lengths, strict=False) if each == length]
+
+        def scores(length: int) -> Tensor:
             steps = torch.arange(length, device=hidden.device)
-            tokens = (torch.tensor(alike, device=hidden.device)[:, None] + steps).flatten()
-            parts = qkv[tokens].view(len(alike), length, 3, self.num_heads, self.head_size)
-            queries, keys, values = parts.permute(2, 0, 3, 1, 4)
-            mask = bias(steps - steps[:, None])[None].to(hidden.dtype)
-            result = functional.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, scale=1.0
-            )
-            attended[tokens] = result.transpose(1, 2).reshape(len(tokens), -1)
+            return bias(steps - steps[:, None])[None].to(hidden.dtype)
+
+        qkv, _ = self.qkv(hidden)
+        attended = attention_within_inputs(qkv, lengths, self.num_heads, scale=1.0, bias=scores)
         out: Tensor = self.o(attended)[0]
         return out
 
@@ -311,11 +291,15 @@ class Decoder(nn.Module):  # type: ignore[misc]
         return add_and_norm(self.final_layer_norm, delta, hidden)[0]
 
 
-@MULTIMODAL_REGISTRY.register_processor(NoProcessor, info=Limits, dummy_inputs=NoDummyInputs)
-class T5ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA):  # type: ignore[misc]
-    """`forward` is the decoder, `embed_multimodal` the encoder."""
+class T5ForConditionalGeneration(EncoderDecoder):
+    """T5 and FLAN-T5."""
 
-    supports_tower_connector_lora = True
+    keys_and_values = ".EncDecAttention.kv"
+    parts: ClassVar[Parts] = {
+        "SelfAttention": {"q": ("qkv", "q"), "k": ("qkv", "k"), "v": ("qkv", "v")},
+        "EncDecAttention": {"k": ("kv", 0), "v": ("kv", 1)},
+        "DenseReluDense": {"wi_0": ("wi", 0), "wi_1": ("wi", 1)},
+    }
 
     def __init__(self, *, vllm_config: "VllmConfig", prefix: str = "") -> None:
         super().__init__()
@@ -340,89 +324,13 @@ class T5ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA):  
         """By what the decoder's outputs are multiplied before the head."""
         return float(config.d_model**-0.5) if config.scale_decoder_outputs else 1.0
 
-    @classmethod
-    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        return None
-
-    def get_language_model(self) -> nn.Module:
-        return self
-
-    def get_mm_mapping(self) -> MultiModelKeys:
-        """Which modules see the encoder's tokens: the keys and values of cross-attention as well.
-
-        A LoRA's rows are counted for these apart from the decoder's.
-        """
-        layers = range(len(self.decoder.block))
-        keys_and_values = [f"decoder.block.{each}.layer.1.EncDecAttention.kv" for each in layers]
-        return MultiModelKeys.from_string_field(
-            language_model="decoder", tower_model=["encoder", *keys_and_values]
-        )
-
-    def get_mm_lora_token_counts(
-        self, *, modality: str, mm_kwargs: Any, num_mm_embeds: int
-    ) -> tuple[int, int | None]:
-        return num_mm_embeds, None
-
-    def embed_input_ids(
-        self,
-        input_ids: Tensor,
-        multimodal_embeddings: Any = None,
-        *,
-        is_multimodal: Tensor | None = None,
-    ) -> Tensor:
-        """The embeddings of the decoder's tokens."""
-        embeddings: Tensor = self.shared(input_ids)
-        return embeddings
-
-    def embed_multimodal(
-        self, *, token_ids: Sequence[Tensor], rows: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Encode inputs: the tokens of each, behind the rows of a soft prompt, (any, d_model)."""
-        embedded = self.shared(torch.cat(list(token_ids))).split([len(ids) for ids in token_ids])
-        inputs = [
-            torch.cat([virtual.to(tokens), tokens]) if len(virtual) else tokens
-            for virtual, tokens in zip(rows, embedded, strict=True)
-        ]
-        lengths = [len(each) for each in inputs]
-        return list(self.encoder(torch.cat(inputs), lengths).split(lengths))
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        intermediate_tensors: Any = None,
-        inputs_embeds: Tensor | None = None,
-        encoder_outputs: list[Tensor] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """The decoder's outputs, (tokens, d_model); `encoder_outputs` are of new requests."""
-        hidden = self.shared(input_ids) if inputs_embeds is None else inputs_embeds
-        encoded = torch.cat(encoder_outputs) if encoder_outputs else None
+    def decode(self, hidden: Tensor, positions: Tensor, encoded: Tensor | None) -> Tensor:
         decoded: Tensor = self.decoder(hidden, encoded)
         return decoded
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         scaled = hidden_states if self.out_scale == 1.0 else hidden_states * self.out_scale
-        logits: Tensor | None = self.logits_processor(self.lm_head, scaled)
-        return logits
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load a checkpoint, by transformers' names. A head that it lacks is the embedding."""
-        parameters = dict(self.named_parameters())
-        loaded = set()
-        for name, weight in weights:
-            target, part = _place_of(name)
-            if target not in parameters:
-                # Old checkpoints have a bias of cross-attention, which nothing uses.
-                continue
-            parameter = parameters[target]
-            load = getattr(parameter, "weight_loader", default_weight_loader)
-            load(parameter, weight) if part is None else load(parameter, weight, part)
-            loaded.add(target)
-        if "lm_head.weight" not in loaded:
-            self.lm_head = self.lm_head.tie_weights(self.shared)
-            loaded.add("lm_head.weight")
-        return loaded
+        return super().compute_logits(scaled)
 
 
 class MT5ForConditionalGeneration(T5ForConditionalGeneration):
@@ -447,14 +355,3 @@ def add_and_norm(norm: RMSNorm, delta: Tensor | None, hidden: Tensor) -> tuple[T
     if delta is not None:
         hidden = hidden + delta
     return norm(hidden).to(dtype), hidden
-
-
-def _place_of(name: str) -> tuple[str, str | int | None]:
-    """The parameter that a weight of a checkpoint goes to, and the part of it."""
-    if name in EMBEDDINGS:
-        return "shared.weight", None
-    *before, holder, module, kind = ["", *name.split(".")]
-    place = PARTS.get(holder, {}).get(module)
-    if place is None:
-        return name, None
-    return ".".join([*before[1:], holder, place[0], kind]), place[1]

@@ -10,6 +10,7 @@ import {
   CopyButton,
   ErrorLine,
   given,
+  PROMPT_FIELDS,
   PromptFields,
   onValue,
   submits,
@@ -19,11 +20,10 @@ import { factsOf, useRun, versionsOf } from "../run.js";
 /** @typedef {import("../server.js").Json} Json */
 
 const MOST_COLUMNS = 4;
-const PROMPT_FIELDS = ["prompt", "use_chat_template", "system"];
 const SAMPLING = ["top_k", "top_p", "min_p"];
 
 /** @param {import("../app.js").ViewProps} props */
-export function Compare({ state, request, change, setState, controls, adapters, templates }) {
+export function Compare({ state, info, request, change, setState, controls, adapters, templates }) {
   const { source, seed } = state.compare;
   const columns = state.compare.columns.slice(0, MOST_COLUMNS);
   const chosen = state.template;
@@ -86,6 +86,7 @@ export function Compare({ state, request, change, setState, controls, adapters, 
               onSubmit=${generate}
             />`
           : html`<${PromptFields}
+              info=${info}
               request=${request}
               change=${change}
               error=${null}

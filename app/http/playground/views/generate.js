@@ -25,7 +25,7 @@ import { Tokens } from "../tokens.js";
 export const NUM_ALTERNATIVES = 8;
 
 /** @param {import("../app.js").ViewProps} props */
-export function Generate({ request, change, controls, adapters }) {
+export function Generate({ info, request, change, controls, adapters }) {
   const { run, isRunning, start, stop } = useRun();
   const [failure, setFailure] = useState(
     /** @type {import("../server.js").ServerError | null} */ (null),
@@ -50,15 +50,15 @@ export function Generate({ request, change, controls, adapters }) {
       ending: null,
     };
     try {
-      const prompt = (await renderedPrompt(body)) + kept.text;
-      const rest = {
-        ...body,
-        prompt,
-        n: undefined,
-        use_chat_template: undefined,
-        system: undefined,
-      };
-      start("generate", { ...given(rest), logprobs: NUM_ALTERNATIVES }, kept);
+      const before = info.encoder_window
+        ? { decoder_prompt: (body.decoder_prompt ?? "") + kept.text }
+        : {
+            prompt: (await renderedPrompt(body)) + kept.text,
+            use_chat_template: undefined,
+            system: undefined,
+          };
+      const rest = given({ ...body, ...before, n: undefined });
+      start("generate", { ...rest, logprobs: NUM_ALTERNATIVES }, kept);
     } catch (problem) {
       setFailure(asServerError(problem));
     }
@@ -71,6 +71,7 @@ export function Generate({ request, change, controls, adapters }) {
     >
       <div class="main">
         <${PromptFields}
+          info=${info}
           request=${request}
           change=${change}
           error=${error}

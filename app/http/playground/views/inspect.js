@@ -10,6 +10,7 @@ import {
   ErrorLine,
   given,
   percent,
+  PROMPT_FIELDS,
   PromptFields,
 } from "../parts.js";
 import { FILTERS } from "../schema.js";
@@ -18,10 +19,10 @@ import { Bar, quoted } from "../tokens.js";
 /** @typedef {import("../server.js").Json} Json */
 
 const NUM_TOKENS = 24;
-const FIELDS = ["prompt", "use_chat_template", "system", "adapter", "soft_prompt", ...FILTERS];
+const FIELDS = [...PROMPT_FIELDS, "adapter", "soft_prompt", ...FILTERS];
 
 /** @param {import("../app.js").ViewProps} props */
-export function Inspect({ request, change, controls, adapters }) {
+export function Inspect({ info, request, change, controls, adapters }) {
   const asked = given(Object.fromEntries(FIELDS.map((name) => [name, request[name]])));
   const { answer, error } = useLatest("inspect", {
     ...asked,
@@ -30,7 +31,7 @@ export function Inspect({ request, change, controls, adapters }) {
   return html`
     <div class="view split inspect">
       <div class="main">
-        <${PromptFields} request=${request} change=${change} error=${error} />
+        <${PromptFields} info=${info} request=${request} change=${change} error=${error} />
         <${AdapterFields} request=${request} adapters=${adapters} change=${change} error=${error} />
         <${ErrorLine} error=${error} />
       </div>

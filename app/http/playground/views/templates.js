@@ -82,7 +82,7 @@ export function Templates({ state, setState, templates, info, refresh }) {
         </div>
         <${Output} run=${run} error=${error} />
         ${classification && html`<${Labels} classification=${classification} />`}
-        ${answer && html`<${Rendered} prompt=${answer.prompts[0]} contextWindow=${info.context_window} />`}
+        ${answer && html`<${Rendered} prompt=${answer.prompts[0]} info=${info} />`}
       </div>
       <aside aria-label="Examples">
         <p class="help">${content?.description}</p>
@@ -233,17 +233,20 @@ function Labels({ classification }) {
 /**
  * The prompt as the model gets it, how much of the context window it takes, and which examples are
  * in it.
- * @param {{prompt: Json, contextWindow: number}} props
+ * @param {{prompt: Json, info: Json}} props
  */
-function Rendered({ prompt, contextWindow }) {
+function Rendered({ prompt, info }) {
+  const [size, name] = info.encoder_window
+    ? [info.encoder_window, "encoder's"]
+    : [info.context_window, "context"];
   const numTokens = prompt.prompt_tokens + prompt.virtual_tokens;
   return html`
     <section class="rendered" aria-label="The prompt">
       <h2>The prompt, with ${counted(prompt.shots, "shot")}</h2>
       <p class="help">
-        ${`${numTokens.toLocaleString("en")} of ${counted(contextWindow, "token")} of the context window`}
+        ${`${numTokens.toLocaleString("en")} of ${counted(size, "token")} of the ${name} window`}
       </p>
-      <${Bar} share=${numTokens} of=${contextWindow} kind="final" />
+      <${Bar} share=${numTokens} of=${size} kind="final" />
       <pre tabindex="0" aria-label="The exact prompt">${prompt.prompt}</pre>
       <${Examples} title="Examples in it" examples=${prompt.examples} />
       <${Examples} title="Left out" examples=${prompt.left_out} />
