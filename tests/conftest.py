@@ -5,6 +5,7 @@ start an engine of their own, mostly of a tiny model: two at once fit into the m
 others, those of a file stay together with its fixtures.
 """
 
+import os
 import signal
 
 import pytest
@@ -27,7 +28,11 @@ ON_A_SERVER = ("tests/browser/", "tests/loadtest/test_on_softserve.py", "tests/s
 
 
 def pytest_configure() -> None:
-    """A job in a shell's background ignores Ctrl-C, and so would all that the tests start."""
+    """What holds for all that the tests start."""
+    # On two cores two processes run tests: a team of threads mostly waits for one that has no core.
+    # A server's engine counts its threads by itself.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A job in a shell's background ignores Ctrl-C, and so would all that they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
