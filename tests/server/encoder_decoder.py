@@ -11,9 +11,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count, product
 from pathlib import Path
 from typing import Any
@@ -114,14 +114,12 @@ MODELS = {
         # The code of a language.
         forced=FORCED | {"forced_bos_token_id": 7},
     ),
-    "large mbart": Model("mbart", BART_SHAPE, outliers=3000.0),
 }
 # By name: how a model is run.
 RUNS: dict[str, dict[str, Any]] = {
     "flan-t5": {},
     "flan-t5, preempted": {"preempt": True},
     "flan-t5, one by one": {"at_once": 1},
-    "flan-t5, each twice": {"twice": True},
     "flan-t5, in bf16": {"precision": "bf16"},
     "t5": {},
     "mt5": {},
@@ -135,15 +133,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "bart, one by one": {"at_once": 1},
     "bart, in bf16": {"precision": "bf16"},
     "mbart": {},
-    "large mbart": {},
-    "large mbart, in fp16": {"precision": "fp16"},
-    # Without the limit to what comes out of the encoder's layers.
-    "large mbart, in fp16 alone": {"precision": "fp16"},
-}
-# What is left out in a run that is named as alone, and what takes its place.
-ALONE: dict[str, tuple[str, Any]] = {
-    "large t5": ("app.engine.plugin.seq2seq.t5.wide", lambda dtype: dtype),
-    "large mbart": ("app.engine.plugin.seq2seq.bart.within_fp16", lambda hidden: hidden),
 }
 SOFT_PROMPTS = {"short": 3, "long": 20}
 LENGTHS = (1, 2, 7, 19, 33, 64, 90)
@@ -153,16 +142,12 @@ NUM_TOKENS = 40
 
 @dataclass(frozen=True)
 class Case:
-    """A request: how many tokens for the encoder and the decoder, and the names of its adapters.
-
-    With `again` it is one that there is already.
-    """
+    """A request: how many tokens for the encoder and the decoder, and the names of its adapters."""
 
     length: int
     num_decoder_tokens: int
     lora: str | None
     soft_prompt: str | None
-    again: bool = False
 
     @property
     def encoder_ids(self) -> list[int]:
@@ -188,7 +173,7 @@ def main(folder: Path) -> None:
     """Print `[NAME, {case: [by vLLM, by transformers]}, number of preemptions]` for each run.
 
     In another precision than FP32, what transformers makes in it of the cases without a LoRA is
-    the last item; with every case twice, how many inputs were encoded.
+    the last item.
     """
     settings = Settings(
         cache_dir=folder / "cache", kv_cache_gib=0.1, context_window=128, max_lora_rank=8
@@ -200,34 +185,15 @@ def main(folder: Path) -> None:
     expected = {name: by_transformers(name, folder / name) for name in MODELS}
     for run, how in RUNS.items():
         name = run.partition(",")[0]
-        alone = patch(*ALONE[name]) if run.endswith("alone") else nullcontext()
-        with alone, encoded_inputs() as encoded:
+        narrow = patch("app.engine.plugin.seq2seq.t5.wide", lambda dtype: dtype)
+        with narrow if run.endswith("alone") else nullcontext():
             got, num_preemptions = by_vllm(folder / name, settings, cases(), **how)
-        compared = {
-            str(case): [got[case], expected[name][replace(case, again=False)]] for case in got
-        }
+        compared = {str(case): [got[case], expected[name][case]] for case in got}
         report: list[Any] = [run, compared, num_preemptions]
         if "precision" in how:
             rounded = by_transformers_in(how["precision"], folder / name)
             report += [{str(case): token_ids for case, token_ids in rounded.items()}]
-        if "twice" in how:
-            report += [len(encoded)]
         print(json.dumps(report), flush=True)  # noqa: T201
-
-
-@contextmanager
-def encoded_inputs() -> Iterator[list[Any]]:
-    """Everything that an encoder is run on meanwhile."""
-    from app.engine.plugin.seq2seq.t5 import T5ForConditionalGeneration
-
-    encode, encoded = T5ForConditionalGeneration.embed_multimodal, []
-
-    def encode_and_count(model: Any, *, token_ids: Any, rows: Any) -> Any:
-        encoded.extend(token_ids)
-        return encode(model, token_ids=token_ids, rows=rows)
-
-    with patch.object(T5ForConditionalGeneration, "embed_multimodal", encode_and_count):
-        yield encoded
 
 
 def register_made_classes() -> None:
@@ -367,7 +333,6 @@ def by_vllm(
     asked: Sequence[Case],
     *,
     preempt: bool = False,
-    twice: bool = False,
     at_once: int = 64,
     precision: Precision = "fp32",
 ) -> tuple[dict[Case, list[int]], int]:
@@ -375,8 +340,6 @@ def by_vllm(
     from vllm import EngineArgs, LLMEngine
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    if twice:
-        asked = [*asked, *(replace(case, again=True) for case in asked)]
     settings = settings.model_copy(update={"precision": precision})
     start = decoder_tokens(folder / "model").start
     arguments = engine_arguments(folder / "model", settings, this_device())

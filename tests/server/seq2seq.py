@@ -68,14 +68,14 @@ class Transformers:
             completions.append((token_ids, text.removeprefix(decoder_prompt), float(score)))
         return completions
 
-    def logprob(self, prompt: str, label: str) -> float:
-        """Of a label and the end behind it."""
+    def logprob(self, prompt: str, label: str, num_forced: int = 0) -> float:
+        """Of a label and the end behind it, without tokens at its beginning that are forced."""
         labels = torch.tensor([self.tokenizer.encode(label)])
         token_ids = torch.tensor([self.tokenizer.encode(prompt)])
         with torch.inference_mode():
             logits = self.model(input_ids=token_ids, labels=labels).logits
         logprobs = logits.log_softmax(dim=-1).gather(2, labels[..., None])
-        return float(logprobs.sum())
+        return float(logprobs[:, num_forced:].sum())
 
 
 def save_lora(folder: Path, base: Path, targets: str | list[str]) -> PeftModel:

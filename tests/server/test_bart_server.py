@@ -199,7 +199,7 @@ def test_neither_embedding_nor_head_takes_a_lora(
 
 
 def test_labels_are_scored_in_the_decoder(client: httpx.Client, transformers: Transformers) -> None:
-    """As such a model is trained: with its first token and its last."""
+    """Behind the first token, which nobody chooses, and with the last."""
     labels = ["rain", "green apples"]
     template = {
         "input_variables": ["text"],
@@ -213,7 +213,7 @@ def test_labels_are_scored_in_the_decoder(client: httpx.Client, transformers: Tr
 
     (used,) = response.json()["prompts"]
     scored = {each["label"]: each["logprob"] for each in used["classification"]["labels"]}
-    expected = {label: transformers.logprob(PROMPTS[1], label) for label in labels}
+    expected = {label: transformers.logprob(PROMPTS[1], label, num_forced=1) for label in labels}
     assert scored == pytest.approx(expected, abs=1e-3)
 
 

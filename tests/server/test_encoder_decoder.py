@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.encoder_decoder import ALONE, RUNS, cases
+from tests.server.encoder_decoder import RUNS, cases
 from tests.server.encoder_decoder_logprobs import LENGTHS
 from tests.server.programs import lines_of
 from tests.server.requests import share_before_divergence
@@ -26,17 +26,10 @@ def test_tokens_are_those_of_transformers_and_peft(compared: dict[str, Any], run
     expected = {case: by_transformers for case, (_, by_transformers) in by_case.items()}
 
     assert got == expected
-    assert len(got) == len(cases()) * (1 + ("twice" in RUNS[run]))
+    assert len(got) == len(cases())
     # Two prompts that end alike could have been taken for each other; who counts often ends alike.
     fewest = len(cases()) // 3 if run == "taught" else len(cases()) - 1
     assert len({tuple(token_ids) for token_ids in expected.values()}) >= fewest
-
-
-def test_equal_inputs_are_encoded_once(compared: dict[str, Any]) -> None:
-    """In one step and in several: not all of them fit into one."""
-    _, _, num_encoded = compared["flan-t5, each twice"]
-
-    assert num_encoded == len(cases())
 
 
 def test_requests_were_preempted(compared: dict[str, Any]) -> None:
@@ -47,9 +40,7 @@ def test_requests_were_preempted(compared: dict[str, Any]) -> None:
         assert num_preemptions > 5
 
 
-@pytest.mark.parametrize(
-    "run", ["flan-t5, in bf16", "large t5, in fp16", "bart, in bf16", "large mbart, in fp16"]
-)
+@pytest.mark.parametrize("run", ["flan-t5, in bf16", "large t5, in fp16", "bart, in bf16"])
 def test_a_precision_costs_what_it_costs_transformers(compared: dict[str, Any], run: str) -> None:
     """Random models have close seconds: both leave what FP32 says, about equally early."""
     ours, theirs = shares(compared, run)
@@ -58,9 +49,8 @@ def test_a_precision_costs_what_it_costs_transformers(compared: dict[str, Any], 
     assert ours > 0.7 * theirs
 
 
-@pytest.mark.parametrize("model", ALONE)
-def test_feed_forward_layers_overflow_in_fp16_alone(compared: dict[str, Any], model: str) -> None:
-    ours, theirs = shares(compared, f"{model}, in fp16 alone")
+def test_feed_forward_layers_overflow_in_fp16_alone(compared: dict[str, Any]) -> None:
+    ours, theirs = shares(compared, "large t5, in fp16 alone")
 
     assert theirs > 0.3
     assert ours < 0.1

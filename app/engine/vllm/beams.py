@@ -1,8 +1,7 @@
 """Beam searches in vLLM, which has none for encoder-decoder models.
 
 In each step every beam is a request for one token, which has the beam's tokens for those that the
-decoder starts with; all of a search run at a time, and go by its prompt's name. The encoder's input
-is the same for all, and encoded once (app/engine/plugin/seq2seq/encoder_sharing.py).
+decoder starts with; all of a search run at a time, and go by its prompt's name.
 
 This module imports vLLM, so it is imported when the engine starts.
 """

@@ -10,7 +10,6 @@ request (app/engine/vllm/encoder_decoder.py), and its output goes to the decoder
     forced_tokens        the first and the last token of a completion, where a model forces them
     encoder_input        what vLLM has to know of the encoder's input
     encoder_order        which of a step's encoder outputs is which request's
-    encoder_sharing      equal inputs are encoded once
 """
 
 from typing import Any
@@ -27,13 +26,12 @@ _SUFFIX = "_" + vllm.__version__.replace(".", "_")
 
 def register() -> None:
     """Have vLLM know the models, and what they need."""
-    from app.engine.plugin.seq2seq import encoder_order, encoder_sharing, relative_attention
+    from app.engine.plugin.seq2seq import encoder_order, relative_attention
 
     register_backend(relative_attention.NAME, f"{relative_attention.__name__}.RelativeBackend")
     for architecture, module in ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, f"{__name__}.{module}:{architecture}{_SUFFIX}")
     encoder_order.register()
-    encoder_sharing.register()
 
 
 def by_name_with_version(module: dict[str, Any], name: str) -> Any:
