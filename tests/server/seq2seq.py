@@ -1,5 +1,7 @@
 """Encoder-decoder models by transformers and PEFT, for comparison with a server of them."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ import httpx
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from softserve.schema.checks import CheckReport
 
 
 class Transformers:
@@ -20,10 +24,7 @@ class Transformers:
         self, prompt: str, *, model: Any = None, decoder_prompt: str = "", num_tokens: int = 20
     ) -> tuple[list[int], str]:
         """The tokens that are generated, and their text."""
-        start = [
-            self.model.config.decoder_start_token_id,
-            *self.tokenizer.encode(decoder_prompt, add_special_tokens=False),
-        ]
+        start = self._start(decoder_prompt)
         token_ids = (model or self.model).generate(
             input_ids=torch.tensor([self.tokenizer.encode(prompt)]),
             decoder_input_ids=torch.tensor([start]),
@@ -46,10 +47,7 @@ class Transformers:
         **controls: Any,
     ) -> list[tuple[list[int], str, float]]:
         """The tokens of each completion of a beam search, their text and their score."""
-        start = [
-            self.model.config.decoder_start_token_id,
-            *self.tokenizer.encode(decoder_prompt, add_special_tokens=False),
-        ]
+        start = self._start(decoder_prompt)
         found = (model or self.model).generate(
             input_ids=torch.tensor([self.tokenizer.encode(prompt)]),
             decoder_input_ids=torch.tensor([start]),
@@ -76,6 +74,27 @@ class Transformers:
             logits = self.model(input_ids=token_ids, labels=labels).logits
         logprobs = logits.log_softmax(dim=-1).gather(2, labels[..., None])
         return float(logprobs[:, num_forced:].sum())
+
+    def _start(self, decoder_prompt: str) -> list[int]:
+        """The tokens that the decoder starts with."""
+        token_ids = self.tokenizer.encode(decoder_prompt, add_special_tokens=False)
+        return [self.model.config.decoder_start_token_id, *token_ids]
+
+
+def checked_against_peft(adapter: Path, model: Path, prompt: str) -> CheckReport:
+    """What `softserve adapter check` says of an adapter that it takes."""
+    command = Path(sys.executable).with_name("softserve")
+    checked = subprocess.run(
+        [
+            *(command, "adapter", "check", adapter, "--model", model),
+            *("--against-peft", "--prompt", prompt, "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+    return CheckReport.model_validate_json(checked.stdout)
 
 
 def save_lora(folder: Path, base: Path, targets: str | list[str]) -> PeftModel:

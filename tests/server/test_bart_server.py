@@ -1,7 +1,5 @@
 """A server of BART, which forces tokens and has learned positions: beside transformers and PEFT."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +8,11 @@ import httpx
 import pytest
 import torch
 
-from softserve.schema.checks import CheckReport
 from tests.server.process import running
 from tests.server.requests import add_adapter, generate, put_adapter, stream, text_of
 from tests.server.seq2seq import (
     Transformers,
+    checked_against_peft,
     completion,
     message_of,
     save_lora,
@@ -219,17 +217,7 @@ def test_labels_are_scored_in_the_decoder(client: httpx.Client, transformers: Tr
 
 def test_adapter_check_compares_what_is_not_forced(folder: Path, tmp_path: Path) -> None:
     save_lora(tmp_path / "lora", folder, ["q_proj", "fc1"])
-    command = Path(sys.executable).with_name("softserve")
-    options: list[str | Path] = ["--prompt", PROMPTS[0], "--json"]
-    options += ["--model", folder, "--against-peft"]
-    checked = subprocess.run(
-        [command, "adapter", "check", tmp_path / "lora", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stderr
-    report = CheckReport.model_validate_json(checked.stdout)
+    report = checked_against_peft(tmp_path / "lora", folder, PROMPTS[0])
 
     assert report.against_peft is not None
     assert report.against_peft.equal

@@ -39,18 +39,19 @@ def running_in_engine(server: ServerProcess) -> float:
         )
 
 
-async def test_the_middle_of_three_leaves_and_two_complete(
-    server: ServerProcess, client: httpx.Client, async_client: httpx.AsyncClient
+async def complete_beside_one_who_leaves(
+    server: ServerProcess,
+    client: httpx.Client,
+    async_client: httpx.AsyncClient,
+    bodies: list[dict[str, Any]],
+    endless: dict[str, Any],
 ) -> None:
-    bodies = [
-        {"prompt": prompt, "max_new_tokens": 60, "ignore_eos": True}
-        for prompt in ("The sea is", "The city is")
-    ]
+    """Two streams get what each gets alone, though who asked between them leaves in the middle."""
     expected = [text_of(generate(client, **body)) for body in bodies]
 
     first, _, third = await asyncio.gather(
         stream_async(async_client, **bodies[0]),
-        leave_after(async_client, 10, **ENDLESS),
+        leave_after(async_client, 10, **endless),
         stream_async(async_client, **bodies[1]),
     )
 
@@ -58,6 +59,16 @@ async def test_the_middle_of_three_leaves_and_two_complete(
     assert first.done
     assert third.done
     await wait_until_running(server, 0)
+
+
+async def test_the_middle_of_three_leaves_and_two_complete(
+    server: ServerProcess, client: httpx.Client, async_client: httpx.AsyncClient
+) -> None:
+    bodies = [
+        {"prompt": prompt, "max_new_tokens": 60, "ignore_eos": True}
+        for prompt in ("The sea is", "The city is")
+    ]
+    await complete_beside_one_who_leaves(server, client, async_client, bodies, ENDLESS)
 
 
 @pytest.mark.parametrize(

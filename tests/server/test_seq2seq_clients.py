@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from tests.server.requests import (
     metric,
     put_adapter,
     stream,
-    stream_async,
     text_of,
 )
 from tests.server.seq2seq import (
@@ -33,7 +32,7 @@ from tests.server.seq2seq import (
     save_lora,
     save_soft_prompt,
 )
-from tests.server.test_cancellation import leave_after, wait_until_running
+from tests.server.test_cancellation import complete_beside_one_who_leaves, wait_until_running
 from tests.server.test_pause import is_paused, num_made, read_all, unread
 from tests.server.test_seq2seq_server import LABELS, PROMPTS, TEMPLATE
 from tests.server.tiny_models import SENTENCES, make_t5
@@ -78,18 +77,6 @@ def server(folder: Path, adapted: dict[str, PeftModel]) -> Iterator[ServerProces
             for name in adapted:
                 add_adapter(client, name, folder.with_name(name))
         yield server
-
-
-@pytest.fixture
-def client(server: ServerProcess) -> Iterator[httpx.Client]:
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture
-async def async_client(server: ServerProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with server.async_client() as client:
-        yield client
 
 
 @pytest.fixture
@@ -343,18 +330,7 @@ async def test_the_middle_of_three_leaves_and_two_complete(
         {"prompt": prompt, "max_new_tokens": 100, "ignore_eos": True, **adapter}
         for prompt, adapter in zip(PROMPTS[:2], ({}, FIELDS[LORA]), strict=True)
     ]
-    expected = [text_of(generate(client, **body)) for body in bodies]
-
-    first, _, third = await asyncio.gather(
-        stream_async(async_client, **bodies[0]),
-        leave_after(async_client, 10, **ENDLESS),
-        stream_async(async_client, **bodies[1]),
-    )
-
-    assert [first.text(), third.text()] == expected
-    assert first.done
-    assert third.done
-    await wait_until_running(server, 0)
+    await complete_beside_one_who_leaves(server, client, async_client, bodies, ENDLESS)
     assert metric(client, "softserve_requests_in_flight") == 0
 
 

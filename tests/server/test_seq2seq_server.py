@@ -1,8 +1,6 @@
 """A server of an encoder-decoder model, as FLAN-T5: beside transformers and PEFT, and refusals."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from softserve.schema.checks import CheckReport
 from tests.server.process import running, until
 from tests.server.requests import add_adapter, generate, metric, put_adapter, stream, text_of
 from tests.server.seq2seq import (
     Transformers,
+    checked_against_peft,
     completion,
     message_of,
     save_lora,
@@ -353,17 +351,7 @@ def test_there_is_no_chat(
 def test_adapter_check_says_what_a_server_says(folder: Path, tmp_path: Path) -> None:
     """And, by PEFT itself, that tokens are equal."""
     save_lora(tmp_path / "lora", folder, ["q", "v", "wo"])
-    command = Path(sys.executable).with_name("softserve")
-    options: list[str | Path] = ["--prompt", PROMPTS[0], "--json"]
-    options += ["--model", folder, "--against-peft"]
-    checked = subprocess.run(
-        [command, "adapter", "check", tmp_path / "lora", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stderr
-    report = CheckReport.model_validate_json(checked.stdout)
+    report = checked_against_peft(tmp_path / "lora", folder, PROMPTS[0])
 
     assert report.verdict == "taken"
     assert report.against_peft is not None

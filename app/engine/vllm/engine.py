@@ -297,7 +297,8 @@ class VLLMEngine:
         forced_eos = () if self._decoder is None else self._decoder.last_of(params)
         try:
             async for output in outputs:
-                tell_limit(output, params, forced_eos)
+                if forced_eos:
+                    tell_limit(output, params, forced_eos)
                 yield output
         except EngineDeadError as error:
             raise EngineDied(DIED_MESSAGE) from error

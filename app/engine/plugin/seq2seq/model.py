@@ -3,6 +3,7 @@
 A model has the modules `shared`, the embedding of both stacks, `encoder`, `decoder` and `lm_head`.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -100,9 +101,9 @@ class EncoderDecoder(nn.Module, SupportsMultiModal, SupportsLoRA):  # type: igno
         encoded = torch.cat(encoder_outputs) if encoder_outputs else None
         return self.decode(hidden, positions, encoded)
 
+    @abstractmethod
     def decode(self, hidden: Tensor, positions: Tensor, encoded: Tensor | None) -> Tensor:
         """Those of embedded tokens at their positions, each of a request."""
-        raise NotImplementedError
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)
